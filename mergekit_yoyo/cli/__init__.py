@@ -1,0 +1,45 @@
+"""The `mergekit-yoyo` command: a table of subcommands, each loaded only when it is asked for."""
+
+import sys
+from importlib import import_module
+
+import click
+
+from mergekit_yoyo import __version__
+from mergekit_yoyo.errors import YoyoError
+
+# name -> (module that holds a click command called `command`, one line of help)
+COMMANDS: dict[str, tuple[str, str]] = {
+    "doctor": ("mergekit_yoyo.cli.doctor", "Say whether mergekit knows the method, and how to mend it if not."),
+}
+
+
+class LazyCommands(click.Group):
+    """A group whose subcommands are imported on use: `--help` must not cost an import of torch."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command = import_module(COMMANDS[cmd_name][0]).command
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+    def invoke(self, ctx: click.Context) -> object:
+        try:
+            return super().invoke(ctx)
+        except YoyoError as error:
+            click.echo(f"Error: {error}", err=True)
+            sys.exit(2)
+
+
+@click.group(cls=LazyCommands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="mergekit-yoyo")
+def main() -> None:
+    """YOYO-Fusion for mergekit, and the road from a merge to a published model."""
