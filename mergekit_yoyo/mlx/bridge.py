@@ -1,0 +1,336 @@
+"""The config bridge: a transformers config retold in the words that mlx-lm's model class reads.
+
+mlx-lm builds a model from the fields that its `ModelArgs` declares and ignores every other key, so
+a key that transformers spells differently is silently replaced by a default. The bridge asks both
+sides: each field of `ModelArgs` is looked up in the transformers config class, which knows its own
+defaults, aliases (`attribute_map`) and rope parameters. No model family is named here.
+"""
+
+import importlib
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import NoneType
+from typing import Any, get_args
+
+from mlx_lm.utils import (  # type: ignore[attr-defined]  # load_model's own default
+    MODEL_REMAPPING,
+    _get_classes,
+    load_config,
+)
+
+from mergekit_yoyo.errors import YoyoError
+
+# ModelArgs field -> the key of `rope_parameters` that holds it.
+ROPE_KEYS = {
+    "rope_theta": "rope_theta",
+    "rotary_emb_base": "rope_theta",
+    "partial_rotary_factor": "partial_rotary_factor",
+    "rotary_pct": "partial_rotary_factor",
+}
+# The same for models whose sliding layers rotate at a frequency of their own.
+LOCAL_ROPE_KEYS = {
+    "rope_local_base_freq": "rope_theta",
+    "rope_local_theta": "rope_theta",
+    "swa_rope_theta": "rope_theta",
+}
+# Keys of `rope_parameters` that are no part of a scaling rule.
+NOT_SCALING = {"rope_theta", "partial_rotary_factor"}
+MISSING = object()
+
+
+@dataclass(frozen=True)
+class Bridge:
+    """What mlx-lm is to be told about a checkpoint.
+
+    Attributes:
+        config: the whole `config.json` for mlx-lm, source keys included.
+        model_class: mlx-lm's `Model`.
+        args_class: mlx-lm's `ModelArgs`.
+        doubts: what the source config asks for and mlx-lm has no field for. A comparison of logits
+            decides whether it matters; without one, a doubt is a reason to refuse.
+    """
+
+    config: dict[str, Any]
+    model_class: type
+    args_class: type
+    doubts: tuple[str, ...] = field(default=())
+
+    @property
+    def args(self) -> Any:
+        """The `ModelArgs` that mlx-lm makes of the config."""
+        return self.args_class.from_dict(self.config)  # type: ignore[attr-defined]
+
+
+def bridge_folder(folder: Path, *, context: int | None = None) -> Bridge:
+    """The bridge for the checkpoint in `folder`.
+
+    Args:
+        folder: a model folder with `config.json`.
+        context: the number of tokens that the export is meant for; the model's own by default. It
+            picks the factors of longrope, and windows that are as long as it never close.
+
+    Raises:
+        YoyoError: mlx-lm has no model for the architecture, or needs a value the config lacks.
+    """
+    return bridge_config(load_config(folder), declared_config(folder), context=context)
+
+
+def declared_config(folder: Path) -> Any | None:
+    """The checkpoint's config as transformers understands it; None if it does not know the type."""
+    from transformers import CONFIG_MAPPING, AutoConfig
+
+    if load_config(folder).get("model_type") not in CONFIG_MAPPING:
+        return None
+    try:
+        return AutoConfig.from_pretrained(folder)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise YoyoError(f"{folder / 'config.json'}: transformers refuses it: {error}") from None
+
+
+def bridge_config(raw: Mapping[str, Any], declared: Any, *, context: int | None = None) -> Bridge:
+    """As `bridge_folder`, from the parsed `config.json` and its transformers config object."""
+    model_class, args_class = model_classes(raw)
+    config, doubts = dict(raw), list[str]()
+    if declared is not None:
+        config |= _bridged_fields(args_class, raw, declared, context, doubts)
+    missing = [
+        name
+        for name, parameter in _fields(args_class).items()
+        if name not in config and parameter.default is parameter.empty
+    ]
+    if missing:
+        raise YoyoError(
+            f"config.json: mlx-lm's {_name(args_class)} model needs {', '.join(missing)}; "
+            "the checkpoint's config has no such value, and none that transformers maps to it."
+        )
+    return Bridge(config, model_class, args_class, tuple(doubts))
+
+
+def model_classes(config: Mapping[str, Any]) -> tuple[type, type]:
+    """mlx-lm's `Model` and `ModelArgs` for a config.
+
+    Raises:
+        YoyoError: mlx-lm has none for its `model_type`; the nearest types are listed.
+    """
+    kind = config.get("model_type")
+    if not kind:
+        raise YoyoError("config.json: expected a `model_type`; got none. Is this a model folder?")
+    if config.get("model_file"):
+        raise YoyoError("config.json: `model_file` asks for code of its own; that is not exported.")
+    try:
+        model_class, args_class = _get_classes(config=dict(config))
+    except SystemExit as error:  # mlx-lm's olmo leaves the process if a package is missing
+        raise YoyoError(f"config.json: mlx-lm's {kind} model cannot be imported ({error}).") from None
+    except (ValueError, AttributeError):
+        raise YoyoError(
+            f"config.json: mlx-lm {_mlx_lm_version()} has no model for {kind!r}; "
+            f"nearest: {', '.join(_nearest_types(kind)) or 'none'}."
+        ) from None
+    return model_class, args_class
+
+
+def _bridged_fields(
+    args_class: type, raw: Mapping[str, Any], declared: Any, context: int | None, doubts: list[str]
+) -> dict[str, Any]:
+    """The value of each `ModelArgs` field that the transformers config can answer for."""
+    context = min(context or 2**62, getattr(declared, "max_position_embeddings", None) or 2**62)
+    rope = _RopeView.of(declared, context)
+    fields = _fields(args_class)
+    values: dict[str, Any] = {}
+    for name, parameter in fields.items():
+        value = rope.field(name) if rope else MISSING
+        if value is MISSING and name == "sliding_window_pattern":
+            value = _window_pattern(declared, _name(args_class))
+        if value is MISSING:
+            value = _declared_value(declared, name)
+        if value is MISSING or name == "model_type":
+            continue
+        if name == "text_config":
+            inner = dict(raw.get(name) or {})
+            inner.setdefault("model_type", value.model_type)
+            try:
+                bridged = bridge_config(inner, value, context=context)
+            except YoyoError:  # a part that mlx-lm builds by classes of its own
+                value = inner
+            else:
+                value = bridged.config
+                doubts += bridged.doubts
+        elif value is None and not _may_be_none(parameter):
+            if parameter.default:
+                doubts.append(
+                    f"{name} is null, and mlx-lm's {_name(args_class)} model knows only a value "
+                    f"(it takes {parameter.default!r})"
+                )
+            continue
+        values[name] = _plain(value)
+    doubts += _unheard_rope(rope, fields, args_class)
+    doubts += _unheard_windows(declared, fields, args_class, context)
+    return values
+
+
+@dataclass(frozen=True)
+class _RopeView:
+    """`rope_parameters` of a transformers config: of all layers, or of full and sliding ones."""
+
+    whole: dict[str, Any]
+    main: dict[str, Any]
+    local: dict[str, Any] | None
+
+    @classmethod
+    def of(cls, declared: Any, context: int) -> "_RopeView | None":
+        whole = getattr(declared, "rope_parameters", None)
+        if not whole:
+            return None
+        nested = {key: value for key, value in whole.items() if isinstance(value, Mapping)}
+        if not nested:
+            return cls(whole, _for_context(whole, context), None)
+        local = nested.get("sliding_attention")
+        main = nested.get("full_attention") or next(iter(nested.values()))
+        return cls(whole, _for_context(main, context), local)
+
+    def field(self, name: str) -> Any:
+        """The value of `ModelArgs` field `name` if it is about rope, else MISSING."""
+        if name in ROPE_KEYS:
+            return self.main.get(ROPE_KEYS[name], MISSING)
+        if name in LOCAL_ROPE_KEYS and self.local:
+            return self.local.get(LOCAL_ROPE_KEYS[name], MISSING)
+        if name == "rope_scaling":
+            return self.scaling
+        if name == "rope_parameters":
+            return self.whole if self.local is not None else self.main
+        if name == "original_max_position_embeddings":
+            return self.main.get(name, MISSING)
+        return MISSING
+
+    @property
+    def kind(self) -> str:
+        return str(self.main.get("rope_type", "default"))
+
+    @property
+    def scaling(self) -> dict[str, Any] | None:
+        if self.kind == "default":
+            return None
+        rule = {key: value for key, value in self.main.items() if key not in NOT_SCALING}
+        # mlx-lm looks for the older key `type` in some models and for `rope_type` in others.
+        return rule | {"type": self.kind}
+
+
+def _for_context(rope: Mapping[str, Any], context: int) -> dict[str, Any]:
+    """longrope has two sets of factors; mlx-lm always uses `long_factor`, transformers the short
+    ones up to the original length. An export is for one of the two."""
+    rope = dict(rope)
+    original = rope.get("original_max_position_embeddings")
+    if rope.get("rope_type") == "longrope" and original and context <= original:
+        rope["long_factor"] = rope["short_factor"]
+    return rope
+
+
+def _declared_value(declared: Any, name: str) -> Any:
+    """What transformers has for `name`: as an attribute, an alias, or a private attribute."""
+    for spelling in (name, f"_{name}"):
+        value = getattr(declared, spelling, MISSING)
+        if value is not MISSING and not callable(value):
+            return value
+    return MISSING
+
+
+def _window_pattern(declared: Any, model: str) -> Any:
+    """The p for which every p-th layer, and no other, sees everything, as mlx-lm counts layers."""
+    kinds = getattr(declared, "layer_types", None)
+    if not kinds:
+        return MISSING
+    full = [kind == "full_attention" for kind in kinds]
+    stated = _declared_value(declared, "sliding_window_pattern")
+    candidates = [stated] if isinstance(stated, int) else []
+    for period in [*candidates, *range(1, len(kinds) + 2)]:
+        if period > 0 and all(f == ((i + 1) % period == 0) for i, f in enumerate(full)):
+            return period
+    raise YoyoError(
+        f"config.json: full attention in layers {[i for i, f in enumerate(full) if f]} of "
+        f"{len(full)}; mlx-lm's {model} model can only have it in every n-th layer."
+    )
+
+
+def _unheard_rope(
+    rope: _RopeView | None, fields: Mapping[str, Any], args_class: type
+) -> list[str]:
+    if rope is None or "rope_parameters" in fields:
+        return []
+    model, doubts = _name(args_class), []
+    if rope.kind != "default" and "rope_scaling" not in fields:
+        doubts.append(f"rope scaling {rope.kind!r}, which mlx-lm's {model} model does not have")
+    if rope.local is not None and rope.local.get("rope_theta") != rope.main.get("rope_theta"):
+        if not LOCAL_ROPE_KEYS.keys() & fields.keys():
+            doubts.append(f"a rope of its own in sliding layers; mlx-lm's {model} model has one")
+    if rope.main.get("truncate") is False:
+        doubts.append("yarn without truncation; mlx-lm rounds its correction range to integers")
+    return doubts
+
+
+def _unheard_windows(
+    declared: Any, fields: Mapping[str, Any], args_class: type, context: int
+) -> list[str]:
+    window = closing_window(declared, context)
+    if window is None:
+        return []
+    heard = {name for name in fields if "window" in name or name == "layer_types"}
+    if heard and hasattr(declared, "layer_types"):
+        return []
+    return [
+        f"attention over a window of {window} tokens, which mlx-lm's {_name(args_class)} model does "
+        f"not have: right up to that length only (--max-context {window})"
+    ]
+
+
+def closing_window(declared: Any, context: int | None = None) -> int | None:
+    """The sliding window of a transformers config if any layer loses sight of a token within
+    `context` tokens (the model's own length by default)."""
+    text = declared.get_text_config()
+    window = getattr(text, "sliding_window", None)
+    limit = min(context or 2**62, getattr(text, "max_position_embeddings", None) or 2**62)
+    if not window or window >= limit or getattr(text, "use_sliding_window", None) is False:
+        return None
+    kinds = getattr(text, "layer_types", None)
+    return int(window) if kinds is None or "sliding_attention" in kinds else None
+
+
+def _fields(args_class: type) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(args_class).parameters
+
+
+def _may_be_none(parameter: inspect.Parameter) -> bool:
+    kinds = get_args(parameter.annotation)
+    required = parameter.default is parameter.empty
+    return (
+        required or parameter.default is None or NoneType in kinds or parameter.annotation is Any
+    )
+
+
+def _plain(value: Any) -> Any:
+    """Config objects and tuples as what JSON holds."""
+    if hasattr(value, "to_dict"):
+        return value.to_dict()
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _name(args_class: type) -> str:
+    return args_class.__module__.rpartition(".")[2]
+
+
+def _nearest_types(kind: str) -> list[str]:
+    import difflib
+    import pkgutil
+
+    models = importlib.import_module("mlx_lm.models")
+    known = {module.name for module in pkgutil.iter_modules(models.__path__)} | set(MODEL_REMAPPING)
+    return difflib.get_close_matches(kind, sorted(known), n=3, cutoff=0.4)
+
+
+def _mlx_lm_version() -> str:
+    from importlib.metadata import version
+
+    return version("mlx-lm")

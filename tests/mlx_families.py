@@ -1,0 +1,102 @@
+"""Tiny configs of the model families that transformers and mlx-lm share: for the parity matrix."""
+
+SMALL = {
+    "vocab_size": 128,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "tie_word_embeddings": False,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+LLAMA3 = {
+    "rope_type": "llama3", "rope_theta": 50000.0, "factor": 8.0, "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0, "original_max_position_embeddings": 64,
+}
+YARN = {"rope_type": "yarn", "rope_theta": 50000.0, "factor": 4.0,
+        "original_max_position_embeddings": 128}
+LONGROPE = {
+    "rope_type": "longrope", "rope_theta": 20000.0, "partial_rotary_factor": 0.5,
+    "short_factor": [1.0, 1.1, 1.2, 1.3], "long_factor": [1.0, 2.0, 3.0, 4.0],
+}
+MOE = {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+
+
+def _family(model_type, **changes):
+    return SMALL | {"model_type": model_type} | changes
+
+
+def _theta(value, **more):
+    return {"rope_parameters": {"rope_type": "default", "rope_theta": value, **more}}
+
+
+FAMILIES = {
+    "llama-theta": _family("llama", **_theta(500000.0)),
+    "llama-llama3": _family("llama", rope_parameters=LLAMA3),
+    "llama-tied": _family("llama", tie_word_embeddings=True, **_theta(77000.0)),
+    "llama-linear": _family("llama", rope_parameters={"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0}),
+    "mistral": _family("mistral", sliding_window=None, head_dim=32, **_theta(1e6)),
+    "mistral-window": _family("mistral", sliding_window=8, **_theta(1e6)),
+    "qwen2": _family("qwen2", **_theta(33000.0)),
+    "qwen2-window": _family("qwen2", use_sliding_window=True, sliding_window=8, max_window_layers=1),
+    "qwen3": _family("qwen3", head_dim=32, **_theta(33000.0)),
+    "qwen3-yarn": _family("qwen3", head_dim=32, rope_parameters=YARN),
+    "qwen3_moe": _family("qwen3_moe", head_dim=32, **MOE, **_theta(33000.0)),
+    "qwen3_moe-yarn": _family("qwen3_moe", head_dim=32, **MOE, rope_parameters=YARN),
+    "qwen2_moe": _family("qwen2_moe", shared_expert_intermediate_size=48, **MOE, **_theta(33000.0)),
+    "mixtral": _family("mixtral", num_local_experts=4, num_experts_per_tok=2, sliding_window=None, **_theta(33000.0)),
+    "gemma": _family("gemma", head_dim=32, tie_word_embeddings=True, **_theta(33000.0)),
+    "gemma2": _family("gemma2", head_dim=32, tie_word_embeddings=True, num_hidden_layers=4, sliding_window=512, query_pre_attn_scalar=24, **_theta(33000.0)),
+    "gemma2-window": _family("gemma2", head_dim=32, tie_word_embeddings=True, num_hidden_layers=4, sliding_window=8, **_theta(33000.0)),
+    "gemma3_text": _family("gemma3_text", head_dim=32, tie_word_embeddings=True, num_hidden_layers=8, sliding_window=8, sliding_window_pattern=4, query_pre_attn_scalar=24),
+    "gemma3_text-linear": _family("gemma3_text", head_dim=32, tie_word_embeddings=True, num_hidden_layers=8, sliding_window=8, sliding_window_pattern=3, rope_scaling={"rope_type": "linear", "factor": 8.0}),
+    "phi3": _family("phi3", **_theta(33000.0, partial_rotary_factor=0.5)),
+    "phi3-longrope": _family("phi3", original_max_position_embeddings=128, rope_parameters=LONGROPE),
+    "olmo2": _family("olmo2", **_theta(33000.0)),
+    "olmo3": _family("olmo3", num_hidden_layers=8, sliding_window=8, **_theta(33000.0)),
+    "gpt_oss": _family("gpt_oss", head_dim=16, num_local_experts=4, num_experts_per_tok=2, num_hidden_layers=4, sliding_window=8, rope_parameters=YARN | {"truncate": True}),
+    "gpt_oss-untruncated": _family("gpt_oss", head_dim=16, num_local_experts=4, num_experts_per_tok=2, num_hidden_layers=4, sliding_window=8, rope_parameters=YARN | {"truncate": False}),
+    "glm4_moe": _family("glm4_moe", head_dim=32, num_hidden_layers=3, n_routed_experts=4, num_experts_per_tok=2, moe_intermediate_size=32, n_shared_experts=1, first_k_dense_replace=1, use_qk_norm=True, **_theta(33000.0, partial_rotary_factor=0.5)),
+    "glm": _family("glm", head_dim=16, **_theta(33000.0, partial_rotary_factor=0.5)),
+    "glm4": _family("glm4", head_dim=16, **_theta(33000.0, partial_rotary_factor=0.5)),
+    "cohere": _family("cohere", tie_word_embeddings=True, **_theta(33000.0)),
+    "cohere2": _family("cohere2", tie_word_embeddings=True, num_hidden_layers=6, sliding_window=8, sliding_window_pattern=3, **_theta(33000.0)),
+    "granite": _family("granite", embedding_multiplier=2.0, logits_scaling=3.0, residual_multiplier=0.5, attention_multiplier=0.3, **_theta(33000.0)),
+    "granitemoe": _family("granitemoe", num_local_experts=4, num_experts_per_tok=2, **_theta(33000.0)),
+    "granitemoehybrid": _family("granitemoehybrid", num_local_experts=4, num_experts_per_tok=2, shared_intermediate_size=48, layer_types=["mamba", "attention"], mamba_n_heads=4, mamba_d_head=32, mamba_d_state=16),
+    "stablelm": _family("stablelm", **_theta(33000.0, partial_rotary_factor=0.5)),
+    "starcoder2": _family("starcoder2", sliding_window=None, **_theta(33000.0)),
+    "phi": _family("phi", **_theta(33000.0, partial_rotary_factor=0.5)),
+    "phimoe": _family("phimoe", num_local_experts=4, num_experts_per_tok=2, sliding_window=None, **_theta(33000.0)),
+    "gpt_neox": _family("gpt_neox", **_theta(33000.0, partial_rotary_factor=0.5)),
+    "gpt2": _family("gpt2", n_embd=64, n_layer=2, n_head=4, n_positions=512, tie_word_embeddings=True),
+    "gpt_bigcode": _family("gpt_bigcode", n_embd=64, n_layer=2, n_head=4, n_positions=512, tie_word_embeddings=True),
+    "nemotron": _family("nemotron", **_theta(33000.0, partial_rotary_factor=0.5)),
+    "helium": _family("helium", head_dim=16, **_theta(33000.0)),
+    "olmo": _family("olmo", **_theta(33000.0)),
+    "olmoe": _family("olmoe", num_experts=4, num_experts_per_tok=2, **_theta(33000.0)),
+    "exaone4": _family("exaone4", num_hidden_layers=4, sliding_window=8, sliding_window_pattern=4, head_dim=16, **_theta(33000.0)),
+    "ernie4_5": _family("ernie4_5", head_dim=16, **_theta(33000.0)),
+    "ernie4_5_moe": _family("ernie4_5_moe", moe_num_experts=4, moe_k=2, moe_intermediate_size=32, moe_num_shared_experts=1, moe_layer_start_index=1, **_theta(33000.0)),
+    "hunyuan_v1_dense": _family("hunyuan_v1_dense", head_dim=16, **_theta(33000.0)),
+    "smollm3": _family("smollm3", num_hidden_layers=4, no_rope_layer_interval=2, **_theta(33000.0)),
+    "seed_oss": _family("seed_oss", head_dim=16, **_theta(33000.0)),
+    "apertus": _family("apertus", **_theta(33000.0)),
+    "dots1": _family("dots1", n_routed_experts=4, num_experts_per_tok=2, moe_intermediate_size=32, n_shared_experts=1, first_k_dense_replace=1, n_group=1, topk_group=1, head_dim=16, **_theta(33000.0)),
+    "deepseek_v2": _family("deepseek_v2", num_key_value_heads=4, n_routed_experts=4, num_experts_per_tok=2, moe_intermediate_size=32, n_shared_experts=1, first_k_dense_replace=1, kv_lora_rank=32, q_lora_rank=None, qk_rope_head_dim=16, qk_nope_head_dim=16, v_head_dim=16, topk_method="greedy", **_theta(33000.0)),
+    "deepseek_v3": _family("deepseek_v3", num_key_value_heads=4, n_routed_experts=4, num_experts_per_tok=2, moe_intermediate_size=32, n_shared_experts=1, first_k_dense_replace=1, kv_lora_rank=32, q_lora_rank=48, qk_rope_head_dim=16, qk_nope_head_dim=16, v_head_dim=16, n_group=1, topk_group=1, num_hidden_layers=3, **_theta(33000.0)),
+    "lfm2": _family("lfm2", layer_types=["conv", "full_attention"], block_auto_adjust_ff_dim=False),
+    "nanochat": _family("nanochat"),
+    "mamba": _family("mamba", state_size=8),
+    "bitnet": _family("bitnet", **_theta(33000.0)),
+    "minimax": _family("minimax", num_local_experts=4, num_experts_per_tok=2, head_dim=16, layer_types=["linear_attention", "full_attention"]),
+    "ministral3": _family("ministral3", head_dim=16, sliding_window=None),
+    "qwen3_next": _family("qwen3_next", head_dim=32, num_hidden_layers=4, linear_num_value_heads=4, linear_num_key_heads=2, linear_key_head_dim=16, linear_value_head_dim=16, shared_expert_intermediate_size=32, **MOE),
+    "gemma4_text": _family("gemma4_text", head_dim=32, global_head_dim=32, num_hidden_layers=6, sliding_window=8, num_kv_shared_layers=0, hidden_size_per_layer_input=16, vocab_size_per_layer_input=128, tie_word_embeddings=True),
+    "jamba": _family("jamba", num_experts=4, num_experts_per_tok=2, attn_layer_period=2, attn_layer_offset=1, expert_layer_period=2, expert_layer_offset=1, use_mamba_kernels=False, mamba_d_state=8),
+    "falcon_h1": _family("falcon_h1", mamba_d_ssm=64, mamba_n_heads=4, mamba_d_head=16, mamba_d_state=16, head_dim=16),
+}
