@@ -17,6 +17,7 @@ from mlx.utils import tree_flatten, tree_map_with_path
 from mergekit_yoyo.mlx.recipes import AFFINE_GROUP_SIZES, FLOAT_MODES, Recipe
 
 SHARD_BYTES = 5 << 30  # mlx-lm's limit: what is written at once stands in memory
+HEADER_BYTES = 150  # what a tensor costs in a safetensors header and in the index, without its name
 ATTENTION = re.compile(r"(^|_)(attn|attention)")
 ROUTER = re.compile(r"^(router|gate|.*_gate)$")
 HEAD = re.compile(r"^(lm_head|embed_out|output|head)$")
@@ -61,11 +62,21 @@ class Plan:
     recipe: Recipe
     placements: tuple[Placement, ...]
     largest_source: int
+    carried_bytes: int = 0
 
     @property
     def bytes(self) -> int:
         """Size of all weights."""
         return sum(placement.bytes for placement in self.placements)
+
+    @property
+    def folder_bytes(self) -> int:
+        """Size of the folder: weights, their headers and index, tokenizer and card."""
+        names = [
+            f"{p.path}.{array}" for p in self.placements for array in range(3 if p.bits else 1)
+        ]
+        headers = sum(2 * len(name) + HEADER_BYTES for name in names)
+        return self.bytes + headers + self.carried_bytes
 
     @property
     def parameters(self) -> int:
@@ -139,8 +150,13 @@ class Plan:
         nn.quantize(model, class_predicate=lambda path, module: wanted.get(path, False))
 
 
-def plan_model(model: nn.Module, recipe: Recipe) -> Plan:
+def plan_model(model: nn.Module, recipe: Recipe, *, carried_bytes: int = 0) -> Plan:
     """Lay `recipe` out on `model`, which is not changed and whose arrays are not read.
+
+    Args:
+        model: an mlx-lm model.
+        recipe: what each kind of module gets.
+        carried_bytes: of the files besides the weights, for `Plan.folder_bytes`.
 
     A width is never below what mlx-lm's model class protects (its `quant_predicate`). A group size
     that does not divide a module's width is replaced by the largest smaller one that does; if there
@@ -179,7 +195,7 @@ def plan_model(model: nn.Module, recipe: Recipe) -> Plan:
             Placement(path, kind, parameters, sum(sizes.values()), bits, group_size, mode, note)
         )
     largest = max(sum(v.nbytes for _, v in tree_flatten(m.parameters())) for _, m in leaves)
-    return Plan(recipe, tuple(placements), largest)
+    return Plan(recipe, tuple(placements), largest, carried_bytes)
 
 
 def _wanted_bits(path: str, kind: str, recipe: Recipe) -> tuple[int | None, str]:
