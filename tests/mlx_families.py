@@ -1,4 +1,10 @@
-"""Tiny configs of the model families that transformers and mlx-lm share: for the parity matrix."""
+"""Tiny models of the families that transformers and mlx-lm share: the parity matrix.
+
+`RIGHT`: configs that must export with transformers' logits. `REFUSED`: configs that mlx-lm cannot
+express or implements otherwise, with a pattern for the reason that the user must be given.
+"""
+
+from pathlib import Path
 
 SMALL = {
     "vocab_size": 128,
@@ -34,7 +40,7 @@ def _theta(value, **more):
     return {"rope_parameters": {"rope_type": "default", "rope_theta": value, **more}}
 
 
-FAMILIES = {
+RIGHT = {
     "llama-theta": _family("llama", **_theta(500000.0)),
     "llama-llama3": _family("llama", rope_parameters=LLAMA3),
     "llama-tied": _family("llama", tie_word_embeddings=True, **_theta(77000.0)),
@@ -67,14 +73,14 @@ FAMILIES = {
     "cohere2": _family("cohere2", tie_word_embeddings=True, num_hidden_layers=6, sliding_window=8, sliding_window_pattern=3, **_theta(33000.0)),
     "granite": _family("granite", embedding_multiplier=2.0, logits_scaling=3.0, residual_multiplier=0.5, attention_multiplier=0.3, **_theta(33000.0)),
     "granitemoe": _family("granitemoe", num_local_experts=4, num_experts_per_tok=2, **_theta(33000.0)),
-    "granitemoehybrid": _family("granitemoehybrid", num_local_experts=4, num_experts_per_tok=2, shared_intermediate_size=48, layer_types=["mamba", "attention"], mamba_n_heads=4, mamba_d_head=32, mamba_d_state=16),
+    "granitemoehybrid": _family("granitemoehybrid", num_local_experts=4, num_experts_per_tok=2, shared_intermediate_size=48, position_embedding_type="rope", layer_types=["mamba", "attention"], mamba_n_heads=4, mamba_d_head=32, mamba_d_state=16),
     "stablelm": _family("stablelm", **_theta(33000.0, partial_rotary_factor=0.5)),
     "starcoder2": _family("starcoder2", sliding_window=None, **_theta(33000.0)),
     "phi": _family("phi", **_theta(33000.0, partial_rotary_factor=0.5)),
-    "phimoe": _family("phimoe", num_local_experts=4, num_experts_per_tok=2, sliding_window=None, **_theta(33000.0)),
-    "gpt_neox": _family("gpt_neox", **_theta(33000.0, partial_rotary_factor=0.5)),
+    "phimoe": _family("phimoe", attention_bias=True, lm_head_bias=True, num_local_experts=4, num_experts_per_tok=2, sliding_window=None, **_theta(33000.0)),
+    "gpt_neox": _family("gpt_neox", intermediate_size=256, **_theta(33000.0, partial_rotary_factor=0.5)),
     "gpt2": _family("gpt2", n_embd=64, n_layer=2, n_head=4, n_positions=512, tie_word_embeddings=True),
-    "gpt_bigcode": _family("gpt_bigcode", n_embd=64, n_layer=2, n_head=4, n_positions=512, tie_word_embeddings=True),
+    "gpt_bigcode": _family("gpt_bigcode", n_inner=256, n_embd=64, n_layer=2, n_head=4, n_positions=512, tie_word_embeddings=True),
     "nemotron": _family("nemotron", **_theta(33000.0, partial_rotary_factor=0.5)),
     "helium": _family("helium", head_dim=16, **_theta(33000.0)),
     "olmo": _family("olmo", **_theta(33000.0)),
@@ -85,11 +91,11 @@ FAMILIES = {
     "hunyuan_v1_dense": _family("hunyuan_v1_dense", head_dim=16, **_theta(33000.0)),
     "smollm3": _family("smollm3", num_hidden_layers=4, no_rope_layer_interval=2, **_theta(33000.0)),
     "seed_oss": _family("seed_oss", head_dim=16, **_theta(33000.0)),
-    "apertus": _family("apertus", **_theta(33000.0)),
+    "apertus": _family("apertus", mlp_bias=False, **_theta(33000.0)),
     "dots1": _family("dots1", n_routed_experts=4, num_experts_per_tok=2, moe_intermediate_size=32, n_shared_experts=1, first_k_dense_replace=1, n_group=1, topk_group=1, head_dim=16, **_theta(33000.0)),
     "deepseek_v2": _family("deepseek_v2", num_key_value_heads=4, n_routed_experts=4, num_experts_per_tok=2, moe_intermediate_size=32, n_shared_experts=1, first_k_dense_replace=1, kv_lora_rank=32, q_lora_rank=None, qk_rope_head_dim=16, qk_nope_head_dim=16, v_head_dim=16, topk_method="greedy", **_theta(33000.0)),
     "deepseek_v3": _family("deepseek_v3", num_key_value_heads=4, n_routed_experts=4, num_experts_per_tok=2, moe_intermediate_size=32, n_shared_experts=1, first_k_dense_replace=1, kv_lora_rank=32, q_lora_rank=48, qk_rope_head_dim=16, qk_nope_head_dim=16, v_head_dim=16, n_group=1, topk_group=1, num_hidden_layers=3, **_theta(33000.0)),
-    "lfm2": _family("lfm2", layer_types=["conv", "full_attention"], block_auto_adjust_ff_dim=False),
+    "lfm2": _family("lfm2", layer_types=["conv", "full_attention"], block_auto_adjust_ff_dim=False, block_dim=64),
     "nanochat": _family("nanochat"),
     "mamba": _family("mamba", state_size=8),
     "bitnet": _family("bitnet", **_theta(33000.0)),
@@ -100,3 +106,43 @@ FAMILIES = {
     "jamba": _family("jamba", num_experts=4, num_experts_per_tok=2, attn_layer_period=2, attn_layer_offset=1, expert_layer_period=2, expert_layer_offset=1, use_mamba_kernels=False, mamba_d_state=8),
     "falcon_h1": _family("falcon_h1", mamba_d_ssm=64, mamba_n_heads=4, mamba_d_head=16, mamba_d_state=16, head_dim=16),
 }
+
+
+def tiny_model(spec, folder: Path, *, original_layout: bool, dtype="float32"):
+    """A seeded random model of `spec`, saved to `folder` with a byte-level tokenizer.
+
+    Weights are scaled so that logits are of the order of 1 and depend on every part.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    spec = dict(spec)
+    config = AutoConfig.for_model(spec.pop("model_type"), **spec)
+    torch.manual_seed(1)
+    model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype)).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            values = torch.randn_like(parameter)
+            if parameter.ndim > 1:
+                parameter.copy_(values / parameter.shape[-1] ** 0.5)
+            elif "norm" in name:
+                parameter.add_(values * 0.1)
+            else:
+                parameter.copy_(values * 0.1)
+    model.save_pretrained(folder, save_original_format=original_layout)
+    tiny_tokenizer().save_pretrained(folder)
+    return model
+
+
+def tiny_tokenizer():
+    """One token per byte below 127, and an end of text."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())[:127]
+    vocabulary = {letter: i for i, letter in enumerate(letters)} | {"<eos>": 127}
+    tokenizer = Tokenizer(models.BPE(vocabulary, [], unk_token="<eos>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>")
+REFUSED = {}

@@ -8,8 +8,10 @@ defaults, aliases (`attribute_map`) and rope parameters. No model family is name
 
 import importlib
 import inspect
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from types import NoneType
 from typing import Any, get_args
@@ -100,6 +102,8 @@ def bridge_config(raw: Mapping[str, Any], declared: Any, *, context: int | None 
         for name, parameter in _fields(args_class).items()
         if name not in config and parameter.default is parameter.empty
     ]
+    config |= {name: None for name in missing if not _reads(args_class, name)}
+    missing = [name for name in missing if name not in config]
     if missing:
         raise YoyoError(
             f"config.json: mlx-lm's {_name(args_class)} model needs {', '.join(missing)}; "
@@ -142,9 +146,11 @@ def _bridged_fields(
     for name, parameter in fields.items():
         value = rope.field(name) if rope else MISSING
         if value is MISSING and name == "sliding_window_pattern":
-            value = _window_pattern(declared, _name(args_class))
+            value = _window_pattern(declared, parameter, _name(args_class))
         if value is MISSING:
             value = _declared_value(declared, name)
+        if name == "layer_types" and isinstance(value, list):
+            value = _spoken_layer_types(value, args_class)
         if value is MISSING or name == "model_type":
             continue
         if name == "text_config":
@@ -158,12 +164,9 @@ def _bridged_fields(
                 value = bridged.config
                 doubts += bridged.doubts
         elif value is None and not _may_be_none(parameter):
-            if parameter.default:
-                doubts.append(
-                    f"{name} is null, and mlx-lm's {_name(args_class)} model knows only a value "
-                    f"(it takes {parameter.default!r})"
-                )
-            continue
+            doubts.append(
+                f"{name} is null, which mlx-lm's {_name(args_class)} model may not provide for"
+            )
         values[name] = _plain(value)
     doubts += _unheard_rope(rope, fields, args_class)
     doubts += _unheard_windows(declared, fields, args_class, context)
@@ -236,12 +239,15 @@ def _declared_value(declared: Any, name: str) -> Any:
     return MISSING
 
 
-def _window_pattern(declared: Any, model: str) -> Any:
-    """The p for which every p-th layer, and no other, sees everything, as mlx-lm counts layers."""
+def _window_pattern(declared: Any, parameter: inspect.Parameter, model: str) -> Any:
+    """The p for which every p-th layer, and no other, sees everything, as mlx-lm counts layers;
+    where mlx-lm wants letters, G for such a layer and L for others."""
     kinds = getattr(declared, "layer_types", None)
     if not kinds:
         return MISSING
     full = [kind == "full_attention" for kind in kinds]
+    if parameter.annotation is str or str in get_args(parameter.annotation):
+        return "".join("G" if sees_all else "L" for sees_all in full) if not all(full) else None
     stated = _declared_value(declared, "sliding_window_pattern")
     candidates = [stated] if isinstance(stated, int) else []
     for period in [*candidates, *range(1, len(kinds) + 2)]:
@@ -253,17 +259,48 @@ def _window_pattern(declared: Any, model: str) -> Any:
     )
 
 
+def _spoken_layer_types(kinds: list[str], args_class: type) -> list[str]:
+    """`layer_types` in the words of mlx-lm's model, which may be older than transformers' own."""
+    from transformers.configuration_utils import _LEGACY_LAYER_TYPE_REMAP
+
+    source = _source(args_class)
+    spoken = {kind: kind for kind in kinds}
+    for old, new in _LEGACY_LAYER_TYPE_REMAP.items():
+        if new in spoken and f'"{new}"' not in source and f'"{old}"' in source:
+            spoken[new] = old
+    return [spoken[kind] for kind in kinds]
+
+
+def _reads(args_class: type, name: str) -> bool:
+    """Whether mlx-lm's model ever uses a field that its `ModelArgs` declares."""
+    return re.search(rf"\.{name}\b", _source(args_class)) is not None
+
+
+@cache
+def _source(args_class: type) -> str:
+    """The code of a `ModelArgs`' module and of those that it builds upon."""
+    modules = {base.__module__ for base in args_class.__mro__} - {"builtins"}
+    return "\n".join(inspect.getsource(importlib.import_module(module)) for module in modules)
+
+
 def _unheard_rope(
     rope: _RopeView | None, fields: Mapping[str, Any], args_class: type
 ) -> list[str]:
     if rope is None or "rope_parameters" in fields:
         return []
     model, doubts = _name(args_class), []
-    if rope.kind != "default" and "rope_scaling" not in fields:
+    scales = "rope_scaling" in fields and _reads(args_class, "rope_scaling")
+    if rope.kind != "default" and not scales:
         doubts.append(f"rope scaling {rope.kind!r}, which mlx-lm's {model} model does not have")
     if rope.local is not None and rope.local.get("rope_theta") != rope.main.get("rope_theta"):
         if not LOCAL_ROPE_KEYS.keys() & fields.keys():
             doubts.append(f"a rope of its own in sliding layers; mlx-lm's {model} model has one")
+    turned = any(name in fields for name, key in ROPE_KEYS.items() if key in NOT_SCALING - {"rope_theta"})
+    if rope.main.get("partial_rotary_factor", 1.0) != 1.0 and not turned:
+        doubts.append(
+            f"a rotary factor of {rope.main['partial_rotary_factor']}, for which mlx-lm's {model} "
+            "model has no field"
+        )
     if rope.main.get("truncate") is False:
         doubts.append("yarn without truncation; mlx-lm rounds its correction range to integers")
     return doubts

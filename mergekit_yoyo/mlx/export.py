@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from mergekit_yoyo.errors import YoyoError
-from mergekit_yoyo.finish.weights import Checkpoint
+from mergekit_yoyo.finish.weights import Checkpoint, main_dtype
 from mergekit_yoyo.mlx.bridge import Bridge, bridge_config, declared_config
 from mergekit_yoyo.mlx.card import write_card
 from mergekit_yoyo.mlx.plan import Plan, plan_model
@@ -86,7 +86,7 @@ def plan_exports(
     opened = open_source(source, revision=revision)
     bridge, _ = _bridge(opened, context)
     with Checkpoint(opened.folder) as checkpoint:
-        dtype = str(checkpoint.main_dtype()).removeprefix("torch.")
+        dtype = _dtype_name(checkpoint)
     model, carried = skeleton(bridge, dtype), _carried_bytes(opened)
     return [plan_model(model, _recipe(recipe), carried_bytes=carried) for recipe in recipes]
 
@@ -133,7 +133,7 @@ def export_model(
     tokenizer = _tokenizer(opened.folder)
     with Checkpoint(opened.folder) as checkpoint, _Steps(progress) as steps:
         layout = layout_changes(checkpoint, declared)
-        dtype = str(checkpoint.main_dtype()).removeprefix("torch.")
+        dtype = _dtype_name(checkpoint)
         carried = _carried_bytes(opened)
         expected = plan_model(skeleton(bridge, dtype), recipe, carried_bytes=carried)
         notes = [*bridge.doubts]
@@ -189,6 +189,11 @@ def export_model(
                 previous=_text(target / "README.md"),
             )
     return Export(target, plan, verification, tuple(notes))
+
+
+def _dtype_name(checkpoint: Checkpoint) -> str:
+    """The dtype that holds most of a checkpoint, by the name it has in mlx."""
+    return str(main_dtype(checkpoint.tensors)).removeprefix("torch.")
 
 
 def _text(path: Path) -> str:

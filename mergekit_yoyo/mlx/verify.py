@@ -144,7 +144,9 @@ def _transformers_logits(
 ) -> Logits:
     import torch
     from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()  # the export shows its own
     try:
         model = AutoModelForCausalLM.from_pretrained(
             folder, config=declared, dtype=torch.float32, attn_implementation="eager"
