@@ -1,4 +1,4 @@
-"""Right numbers or a refusal: every family that transformers and mlx-lm share, exported for real."""
+"""Right numbers or a refusal: the families that transformers and mlx-lm share, exported."""
 
 import mlx.core as mx
 import numpy as np
@@ -20,6 +20,10 @@ def _reference(model, start=0):
         return model(TOKENS, use_cache=False, **places).logits[0].numpy()
 
 
+def _weight_bytes(folder):
+    return sum(array.nbytes for array in mx.load(str(folder / "model.safetensors")).values())
+
+
 def _difference(folder, expected):
     model, _ = load_model(folder)  # plainly, as mlx_lm.load does
     actual = np.array(model(mx.array(TOKENS.numpy()))[0].astype(mx.float32))
@@ -33,6 +37,7 @@ def test_export_computes_what_transformers_computes(name, tmp_path):
     made = export_model(tmp_path / "source", tmp_path / "mlx", "fp32")
     start = 128 if name == "phi3-longrope" else 0
     assert _difference(made.folder, _reference(model, start)) <= TOLERANCE
+    assert made.plan.bytes == _weight_bytes(made.folder)
     assert made.verification is not None
     assert made.verification.graph_difference <= TOLERANCE
 

@@ -14,16 +14,22 @@ from mergekit_yoyo.staging import format_bytes
 @click.command()
 @click.argument("source")
 @click.argument("target", required=False, type=click.Path(path_type=Path))
-@click.option("--quant", metavar="NAME", help="Recipe: qx86-hi, qx64, q6, mxfp4, bf16, ... (--list)")
+@click.option(
+    "--quant", metavar="NAME", help="Recipe: qx86-hi, qx64, q6, mxfp4, bf16, ... (--list)"
+)
 @click.option(
     "--recipe",
     "recipe_file",
     type=click.Path(path_type=Path),
     help="YAML file with fields of a recipe; `base: NAME` starts from a named one.",
 )
-@click.option("--list", "list_recipes", is_flag=True, help="All recipes with their size for SOURCE.")
+@click.option(
+    "--list", "list_recipes", is_flag=True, help="All recipes with their size for SOURCE."
+)
 @click.option("--plan", "plan_only", is_flag=True, help="Print what each module would get; stop.")
-@click.option("--period", type=int, help="Attention at the high width in every N-th layer; 0: none.")
+@click.option(
+    "--period", type=int, help="Attention at the high width in every N-th layer; 0: none."
+)
 @click.option("--offset", type=int, help="The first layer with attention at the high width.")
 @click.option(
     "--projection",

@@ -16,30 +16,14 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, get_args
 
-from mlx_lm.utils import (  # type: ignore[attr-defined]  # load_model's own default
+from mlx_lm.utils import (
     MODEL_REMAPPING,
-    _get_classes,
+    _get_classes,  # what load_model itself uses
     load_config,
 )
 
 from mergekit_yoyo.errors import YoyoError
-
-# ModelArgs field -> the key of `rope_parameters` that holds it.
-ROPE_KEYS = {
-    "rope_theta": "rope_theta",
-    "rotary_emb_base": "rope_theta",
-    "partial_rotary_factor": "partial_rotary_factor",
-    "rotary_pct": "partial_rotary_factor",
-}
-# The same for models whose sliding layers rotate at a frequency of their own.
-LOCAL_ROPE_KEYS = {
-    "rope_local_base_freq": "rope_theta",
-    "rope_local_theta": "rope_theta",
-    "swa_rope_theta": "rope_theta",
-}
-# Keys of `rope_parameters` that are no part of a scaling rule.
-NOT_SCALING = {"rope_theta", "partial_rotary_factor"}
-MISSING = object()
+from mergekit_yoyo.mlx.rope import LOCAL_ROPE_KEYS, MISSING, PARTIAL_FIELDS, RopeView
 
 
 @dataclass(frozen=True)
@@ -126,7 +110,9 @@ def model_classes(config: Mapping[str, Any]) -> tuple[type, type]:
     try:
         model_class, args_class = _get_classes(config=dict(config))
     except SystemExit as error:  # mlx-lm's olmo leaves the process if a package is missing
-        raise YoyoError(f"config.json: mlx-lm's {kind} model cannot be imported ({error}).") from None
+        raise YoyoError(
+            f"config.json: mlx-lm's {kind} model cannot be imported ({error})."
+        ) from None
     except (ValueError, AttributeError):
         raise YoyoError(
             f"config.json: mlx-lm {_mlx_lm_version()} has no model for {kind!r}; "
@@ -140,11 +126,11 @@ def _bridged_fields(
 ) -> dict[str, Any]:
     """The value of each `ModelArgs` field that the transformers config can answer for."""
     context = min(context or 2**62, getattr(declared, "max_position_embeddings", None) or 2**62)
-    rope = _RopeView.of(declared, context)
+    rope = RopeView.of(declared, context)
     fields = _fields(args_class)
     values: dict[str, Any] = {}
     for name, parameter in fields.items():
-        value = rope.field(name) if rope else MISSING
+        value: Any = rope.field(name) if rope else MISSING
         if value is MISSING and name == "sliding_window_pattern":
             value = _window_pattern(declared, parameter, _name(args_class))
         if value is MISSING:
@@ -173,70 +159,24 @@ def _bridged_fields(
     return values
 
 
-@dataclass(frozen=True)
-class _RopeView:
-    """`rope_parameters` of a transformers config: of all layers, or of full and sliding ones."""
-
-    whole: dict[str, Any]
-    main: dict[str, Any]
-    local: dict[str, Any] | None
-
-    @classmethod
-    def of(cls, declared: Any, context: int) -> "_RopeView | None":
-        whole = getattr(declared, "rope_parameters", None)
-        if not whole:
-            return None
-        nested = {key: value for key, value in whole.items() if isinstance(value, Mapping)}
-        if not nested:
-            return cls(whole, _for_context(whole, context), None)
-        local = nested.get("sliding_attention")
-        main = nested.get("full_attention") or next(iter(nested.values()))
-        return cls(whole, _for_context(main, context), local)
-
-    def field(self, name: str) -> Any:
-        """The value of `ModelArgs` field `name` if it is about rope, else MISSING."""
-        if name in ROPE_KEYS:
-            return self.main.get(ROPE_KEYS[name], MISSING)
-        if name in LOCAL_ROPE_KEYS and self.local:
-            return self.local.get(LOCAL_ROPE_KEYS[name], MISSING)
-        if name == "rope_scaling":
-            return self.scaling
-        if name == "rope_parameters":
-            return self.whole if self.local is not None else self.main
-        if name == "original_max_position_embeddings":
-            return self.main.get(name, MISSING)
-        return MISSING
-
-    @property
-    def kind(self) -> str:
-        return str(self.main.get("rope_type", "default"))
-
-    @property
-    def scaling(self) -> dict[str, Any] | None:
-        if self.kind == "default":
-            return None
-        rule = {key: value for key, value in self.main.items() if key not in NOT_SCALING}
-        # mlx-lm looks for the older key `type` in some models and for `rope_type` in others.
-        return rule | {"type": self.kind}
-
-
-def _for_context(rope: Mapping[str, Any], context: int) -> dict[str, Any]:
-    """longrope has two sets of factors; mlx-lm always uses `long_factor`, transformers the short
-    ones up to the original length. An export is for one of the two."""
-    rope = dict(rope)
-    original = rope.get("original_max_position_embeddings")
-    if rope.get("rope_type") == "longrope" and original and context <= original:
-        rope["long_factor"] = rope["short_factor"]
-    return rope
-
-
 def _declared_value(declared: Any, name: str) -> Any:
-    """What transformers has for `name`: as an attribute, an alias, or a private attribute."""
-    for spelling in (name, f"_{name}"):
-        value = getattr(declared, spelling, MISSING)
+    """What transformers has for `name`: as an attribute, an alias, or a private attribute. Where
+    its layers differ, the plain name is that of the sliding ones and `global_` of the full ones.
+    """
+    layers, spellings = [declared], [name, f"_{name}"]
+    if getattr(declared, "is_heterogeneous", False):
+        kind = "full_attention" if "global_" in name else "sliding_attention"
+        spellings = [name.replace("global_", "")]
+        layers = [declared.per_layer_config[i] for i in _layers_of(declared, kind)[:1]] or layers
+    for spelling in spellings:
+        value = getattr(layers[0], spelling, MISSING)
         if value is not MISSING and not callable(value):
             return value
     return MISSING
+
+
+def _layers_of(declared: Any, kind: str) -> list[int]:
+    return [i for i, layer in enumerate(declared.layer_types) if layer == kind]
 
 
 def _window_pattern(declared: Any, parameter: inspect.Parameter, model: str) -> Any:
@@ -283,23 +223,21 @@ def _source(args_class: type) -> str:
     return "\n".join(inspect.getsource(importlib.import_module(module)) for module in modules)
 
 
-def _unheard_rope(
-    rope: _RopeView | None, fields: Mapping[str, Any], args_class: type
-) -> list[str]:
+def _unheard_rope(rope: RopeView | None, fields: Mapping[str, Any], args_class: type) -> list[str]:
+    """What the rope parameters ask for and no field of `ModelArgs` can say."""
     if rope is None or "rope_parameters" in fields:
         return []
     model, doubts = _name(args_class), []
-    scales = "rope_scaling" in fields and _reads(args_class, "rope_scaling")
-    if rope.kind != "default" and not scales:
+    if rope.kind != "default" and not (
+        "rope_scaling" in fields and _reads(args_class, "rope_scaling")
+    ):
         doubts.append(f"rope scaling {rope.kind!r}, which mlx-lm's {model} model does not have")
-    if rope.local is not None and rope.local.get("rope_theta") != rope.main.get("rope_theta"):
-        if not LOCAL_ROPE_KEYS.keys() & fields.keys():
-            doubts.append(f"a rope of its own in sliding layers; mlx-lm's {model} model has one")
-    turned = any(name in fields for name, key in ROPE_KEYS.items() if key in NOT_SCALING - {"rope_theta"})
-    if rope.main.get("partial_rotary_factor", 1.0) != 1.0 and not turned:
+    if rope.local_differs and not LOCAL_ROPE_KEYS.keys() & fields.keys():
+        doubts.append(f"a rope of its own in sliding layers; mlx-lm's {model} model has one rope")
+    if rope.rotary_factor != 1.0 and not PARTIAL_FIELDS & fields.keys():
         doubts.append(
-            f"a rotary factor of {rope.main['partial_rotary_factor']}, for which mlx-lm's {model} "
-            "model has no field"
+            f"a rotary factor of {rope.rotary_factor}, for which mlx-lm's {model} model has no "
+            "field"
         )
     if rope.main.get("truncate") is False:
         doubts.append("yarn without truncation; mlx-lm rounds its correction range to integers")
@@ -316,8 +254,8 @@ def _unheard_windows(
     if heard and hasattr(declared, "layer_types"):
         return []
     return [
-        f"attention over a window of {window} tokens, which mlx-lm's {_name(args_class)} model does "
-        f"not have: right up to that length only (--max-context {window})"
+        f"attention over a window of {window} tokens, which mlx-lm's {_name(args_class)} model "
+        f"does not have: right up to that length only (--max-context {window})"
     ]
 
 
@@ -340,9 +278,7 @@ def _fields(args_class: type) -> Mapping[str, inspect.Parameter]:
 def _may_be_none(parameter: inspect.Parameter) -> bool:
     kinds = get_args(parameter.annotation)
     required = parameter.default is parameter.empty
-    return (
-        required or parameter.default is None or NoneType in kinds or parameter.annotation is Any
-    )
+    return required or parameter.default is None or NoneType in kinds or parameter.annotation is Any
 
 
 def _plain(value: Any) -> Any:

@@ -79,7 +79,9 @@ def recipe_table(plan: Plan) -> str:
 def _inherited(source: Source) -> dict[str, object]:
     path = source.folder / "README.md"
     metadata = read_metadata(path.read_text()) if path.exists() else {}
-    inherited: dict[str, object] = dict(carry({source.repo or source.folder.name: metadata}).metadata)
+    inherited: dict[str, object] = dict(
+        carry({source.repo or source.folder.name: metadata}).metadata
+    )
     if metadata.get("tags"):
         inherited["tags"] = metadata["tags"]
     return inherited
@@ -155,4 +157,6 @@ app once it is on the Hub) and load it with the MLX engine."""
 
 
 def _listed(value: object) -> list[str]:
-    return [str(item) for item in value] if isinstance(value, list) else [str(value)] if value else []
+    return (
+        [str(item) for item in value] if isinstance(value, list) else [str(value)] if value else []
+    )

@@ -238,7 +238,10 @@ def _whether_to_verify(
     if declared is None:
         reason = f"transformers does not know {bridge.config['model_type']}"
     elif asked is None and needed > available:
-        reason = f"transformers needs {format_bytes(needed)} of memory; {format_bytes(available)} are free"
+        reason = (
+            f"transformers needs {format_bytes(needed)} of memory; "
+            f"{format_bytes(available)} are free"
+        )
     else:
         return True
     if asked:
@@ -273,10 +276,14 @@ def _write_weights(model: nn.Module, plan: Plan, folder: Path, steps: "_Steps") 
     model.update(tree_map(lambda _: mx.array([]), model.parameters()))
     # From here on a shard's arrays are referenced by the shard alone and freed with it.
     steps.next("quantizing and writing" if plan.recipe.quantizes else "writing", total=plan.bytes)
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for i in range(len(shards)):
         shard, shards[i] = shards[i], {}
-        file = "model.safetensors" if len(shards) == 1 else f"model-{i + 1:05}-of-{len(shards):05}.safetensors"
+        file = (
+            "model.safetensors"
+            if len(shards) == 1
+            else f"model-{i + 1:05}-of-{len(shards):05}.safetensors"
+        )
         mx.save_safetensors(str(folder / file), shard, metadata={"format": "mlx"})
         weight_map |= dict.fromkeys(shard, file)
         steps.advance(sum(array.nbytes for array in shard.values()))

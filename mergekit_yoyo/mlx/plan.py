@@ -6,13 +6,13 @@ lazy), and it is what the export then carries out: `Plan.carry_out`.
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_flatten, tree_map_with_path
+from mlx.utils import tree_map_with_path
 
 from mergekit_yoyo.mlx.recipes import AFFINE_GROUP_SIZES, FLOAT_MODES, Recipe
 
@@ -110,11 +110,10 @@ class Plan:
         groups: dict[tuple[str, str, str], list[Placement]] = {}
         for placement in self.placements:
             bits, group = placement.bits, placement.group_size
+            width = f"{bits}" if placement.mode == "affine" else f"{bits} ({placement.mode})"
             if bits is None:
-                key = (placement.kind, self.recipe.dtype or "as stored", "-")
-            else:
-                width = f"{bits}" if placement.mode == "affine" else f"{bits} ({placement.mode})"
-                key = (placement.kind, width, str(group))
+                width = self.recipe.dtype or "as stored"
+            key = (placement.kind, width, str(group or "-"))
             groups.setdefault(key, []).append(placement)
         order = ["embedding", "head", "attention", "router", "experts", "mlp", "other"]
         return [
@@ -164,28 +163,26 @@ def plan_model(model: nn.Module, recipe: Recipe, *, carried_bytes: int = 0) -> P
     """
     protect = getattr(model, "quant_predicate", None)
     casts = _cast_predicate(model)
-    leaves = _leaves(model)
-    tied = not any(_kind(path, module) == "head" for path, module in leaves)
+    modules = _modules(model)
+    tied = not any(_kind(path, module) == "head" for path, module, _ in modules)
     placements = []
-    for path, module in leaves:
-        arrays = dict(tree_flatten(module.parameters()))
-        if not arrays:
-            continue
+    for path, module, arrays in modules:
         sizes = {
             name: array.size * _itemsize(array, f"{path}.{name}" if path else name, recipe, casts)
             for name, array in arrays.items()
         }
         kind = _kind(path, module)
-        bits, group_size, mode, note = None, None, recipe.mode, ""
+        bits: int | None = None
+        group_size: int | None = None
+        mode, note = str(recipe.mode), ""
         if hasattr(module, "to_quantized") and recipe.quantizes:
-            bits, note = _wanted_bits(path, kind, recipe)
-            bits, group_size, mode, note = _protected(path, module, bits, note, recipe, protect)
+            bits = _wanted_bits(path, kind, recipe)
+            bits, wanted_group, mode, note = _protected(path, module, bits, recipe, protect)
             if bits is not None:
-                width = module.weight.shape[-1]
-                group_size, note = _dividing(width, group_size, mode, note)
+                group_size, note = _dividing(arrays["weight"].shape[-1], wanted_group, mode, note)
                 bits = bits if group_size else None
         if bits is not None and group_size is not None:
-            count = module.weight.size
+            count = arrays["weight"].size
             scale = sizes["weight"] // count * 2 if mode == "affine" else 1
             sizes["weight"] = count * bits // 8 + count // group_size * scale
         if kind == "embedding" and tied:
@@ -194,15 +191,15 @@ def plan_model(model: nn.Module, recipe: Recipe, *, carried_bytes: int = 0) -> P
         placements.append(
             Placement(path, kind, parameters, sum(sizes.values()), bits, group_size, mode, note)
         )
-    largest = max(sum(v.nbytes for _, v in tree_flatten(m.parameters())) for _, m in leaves)
+    largest = max(sum(array.nbytes for array in arrays.values()) for _, _, arrays in modules)
     return Plan(recipe, tuple(placements), largest, carried_bytes)
 
 
-def _wanted_bits(path: str, kind: str, recipe: Recipe) -> tuple[int | None, str]:
-    """What the recipe alone gives a module, and a note if an explicit pattern did."""
+def _wanted_bits(path: str, kind: str, recipe: Recipe) -> int | None:
+    """What the recipe alone gives a module; None: not quantized."""
     for pattern, bits in reversed(recipe.modules.items()):
         if re.search(pattern, path):
-            return bits or None, ""
+            return bits or None
     high = kind in ("embedding", "head", "router")
     layer = _layer(path)
     if layer is not None and layer < recipe.first_layers:
@@ -211,22 +208,22 @@ def _wanted_bits(path: str, kind: str, recipe: Recipe) -> tuple[int | None, str]
         projection = path.rpartition(".")[2]
         chosen = any(re.fullmatch(pattern, projection) for pattern in recipe.projections)
         high |= chosen and layer % recipe.period == recipe.offset % recipe.period
-    return (recipe.bits_high if high else recipe.bits_low), ""
+    return recipe.bits_high if high else recipe.bits_low
 
 
 def _protected(
     path: str,
     module: nn.Module,
     bits: int | None,
-    note: str,
     recipe: Recipe,
     protect: Callable[..., bool | dict[str, Any]] | None,
 ) -> tuple[int | None, int, str, str]:
     """Bits, group size and mode, raised to what the model class asks for."""
-    mode, group_size = recipe.mode, recipe.group_size
+    mode, group_size = str(recipe.mode), recipe.group_size
     if mode in FLOAT_MODES and bits is not None and bits != FLOAT_MODES[mode][0]:
         mode, group_size = "affine", 64  # a width that only the user's own pattern can ask for
     guard = protect(path, module) if protect else True
+    note = ""
     if guard is False and bits is not None:
         return None, group_size, mode, "kept unquantized: mlx-lm's model class protects it"
     if isinstance(guard, dict) and bits is not None:
@@ -250,32 +247,14 @@ def _dividing(width: int, group_size: int, mode: str, note: str) -> tuple[int | 
     return None, f"not quantized: no group size of {mode} divides {width} inputs"
 
 
-def _leaves(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    """Modules that hold arrays of their own, as (path, module); what mlx quantizes is among them.
-
-    A module with children and arrays of its own (a cell with a bias) stands for its own arrays.
-    """
-    modules = tree_flatten(model.leaf_modules(), is_leaf=nn.Module.is_module)
-    known = {id(module) for _, module in modules}
-    stray = [
-        (path, _OwnArrays(module))
-        for path, module in model.named_modules()
-        if id(module) not in known and any(True for _ in _own_arrays(module))
-    ]
-    return [*modules, *stray]
-
-
-class _OwnArrays(nn.Module):
-    """A module's arrays without those of its children."""
-
-    def __init__(self, module: nn.Module):
-        super().__init__()
-        for name, array in _own_arrays(module):
-            setattr(self, name, array)
-
-
-def _own_arrays(module: nn.Module) -> Iterator[tuple[str, mx.array]]:
-    return ((k, v) for k, v in module.items() if isinstance(v, mx.array) and k[0] != "_")
+def _modules(model: nn.Module) -> list[tuple[str, nn.Module, dict[str, mx.array]]]:
+    """Every module that holds arrays of its own, as (path, module, those arrays)."""
+    found = []
+    for path, module in reversed(model.named_modules()):
+        arrays = {k: v for k, v in module.items() if isinstance(v, mx.array) and k[0] != "_"}
+        if arrays:
+            found.append((path, module, arrays))
+    return found
 
 
 def _kind(path: str, module: nn.Module) -> str:
@@ -302,9 +281,7 @@ def _cast_predicate(model: nn.Module) -> Callable[[str], bool]:
     return predicate
 
 
-def _itemsize(
-    array: mx.array, path: str, recipe: Recipe, casts: Callable[[str], bool]
-) -> int:
+def _itemsize(array: mx.array, path: str, recipe: Recipe, casts: Callable[[str], bool]) -> int:
     if recipe.dtype and mx.issubdtype(array.dtype, mx.floating) and casts(path):
         return int(getattr(mx, recipe.dtype).size)
     return int(array.dtype.size)

@@ -54,10 +54,10 @@ class Recipe(BaseModel):
     bits_low: int | None = None
     bits_high: int | None = None
     group_size: int = 64
-    period: int = Field(4, ge=0)
-    offset: int = Field(0, ge=0)
+    period: int = Field(default=4, ge=0)
+    offset: int = Field(default=0, ge=0)
     projections: tuple[str, ...] = (".*",)
-    first_layers: int = Field(0, ge=0)
+    first_layers: int = Field(default=0, ge=0)
     modules: dict[str, int] = Field(default_factory=dict)
     dtype: Dtype | None = None
 
@@ -79,9 +79,9 @@ class Recipe(BaseModel):
                 raise ValueError(f"{self.mode} has {bits} bits in groups of {group_size} only")
         elif self.group_size not in AFFINE_GROUP_SIZES:
             raise ValueError(f"group_size: expected 32, 64 or 128; got {self.group_size}")
-        for bits in (self.bits_low, self.bits_high, *self.modules.values()):
-            if bits and bits not in AFFINE_WIDTHS:
-                raise ValueError(f"bits: expected one of {AFFINE_WIDTHS}; got {bits}")
+        for width in (self.bits_low, self.bits_high, *self.modules.values()):
+            if width and width not in AFFINE_WIDTHS:
+                raise ValueError(f"bits: expected one of {AFFINE_WIDTHS}; got {width}")
         if (self.bits_low is None) != (self.bits_high is None):
             raise ValueError("expected bits_low and bits_high, or neither")
         return self

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HFValidationError, HfHubHTTPError, LocalEntryNotFoundError
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from safetensors import SafetensorError, safe_open
 
 from mergekit_yoyo.errors import YoyoError
@@ -90,9 +90,7 @@ def _download(repo: str, revision: str | None) -> Path:
     except HFValidationError:
         raise YoyoError(f"{repo}: no such folder, and not a name on the Hub.") from None
     try:
-        return Path(
-            snapshot_download(repo, revision=revision, allow_patterns=[*DOWNLOADED])
-        )
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=[*DOWNLOADED]))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise YoyoError(

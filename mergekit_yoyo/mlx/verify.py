@@ -89,9 +89,7 @@ def graph_difference(
         bridge = bridge_config(declared.to_dict(), declared, context=context)
     expected = _transformers_logits(folder, declared, prompts, context)
     actual = mlx_logits(load_lazily(folder, bridge, declared), prompts, float32=True)
-    return max(
-        float(np.abs(a - e).max() / e.std()) for a, e in zip(actual, expected, strict=True)
-    )
+    return max(float(np.abs(a - e).max() / e.std()) for a, e in zip(actual, expected, strict=True))
 
 
 def check_graph(difference: float, bridge: Bridge) -> None:
@@ -106,7 +104,11 @@ def check_graph(difference: float, bridge: Bridge) -> None:
     raise YoyoError(
         f"the unquantized mlx model does not compute what transformers computes: logits differ by "
         f"{difference:.1e} of their standard deviation (at most {MAX_DIFFERENCE:.0e} expected). "
-        + (f"The likely reason: {reasons}." if reasons else "mlx-lm implements this config differently.")
+        + (
+            f"The likely reason: {reasons}."
+            if reasons
+            else "mlx-lm implements this config differently."
+        )
         + " Nothing was written; --no-verify exports it nevertheless."
     )
 
@@ -134,9 +136,7 @@ def mlx_logits(
     """The logits of every position of every prompt; `float32` first widens all weights."""
     if float32:
         model.set_dtype(mx.float32)
-    return [
-        np.array(model(mx.array([list(tokens)]))[0].astype(mx.float32)) for tokens in prompts
-    ]
+    return [np.array(model(mx.array([list(tokens)]))[0].astype(mx.float32)) for tokens in prompts]
 
 
 def _transformers_logits(

@@ -80,9 +80,8 @@ def _transposed_experts(folder: Path, declared: Any) -> set[str]:
     outputs first. The modeling class declares it (`is_transposed`)."""
     packed = {
         name
-        for path in folder.glob("model*.safetensors")
-        for name, array in mx.load(str(path)).items()
-        if array.ndim == 3 and name.endswith("_proj")
+        for name, info in Checkpoint(folder).tensors.items()
+        if len(info.shape) == 3 and name.endswith("_proj")
     }
     if not packed or declared is None:
         return set()
