@@ -205,10 +205,25 @@ class _Shard:
         self._file.write(flat.numpy().data)
 
 
+def read_json(file: Path) -> dict[str, Any]:
+    """What a JSON file of a model folder holds.
+
+    Raises:
+        YoyoError: it cannot be read, or does not hold a mapping.
+    """
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise YoyoError(f"{file}: cannot be read: {error}") from None
+    if not isinstance(values, dict):
+        raise YoyoError(f"{file}: expected a JSON object; got {type(values).__name__}.")
+    return values
+
+
 def _weight_files(folder: Path) -> list[str]:
     index = folder / INDEX_FILE
     if index.is_file():
-        files = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        files = sorted(set(read_json(index)["weight_map"].values()))
     else:
         files = sorted(path.name for path in folder.glob("*.safetensors"))
     missing = [file for file in files if not (folder / file).is_file()]
