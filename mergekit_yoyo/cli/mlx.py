@@ -146,7 +146,7 @@ def _plan_table(plan: "mlx.Plan") -> Table:
         title=f"{plan.recipe.name}: {plan.bits_per_weight:.2f} bits per weight, "
         f"{format_bytes(plan.folder_bytes)}",
         caption=f"memory: about {format_bytes(plan.converting_bytes)} to convert, "
-        f"{format_bytes(plan.bytes)} and the cache to run",
+        f"{format_bytes(plan.running_bytes)} to run (4,096 tokens)",
         show_footer=True,
     )
     footer = ("all", f"{plan.bits_per_weight:.2f}", "", str(len(plan.placements)))
@@ -162,7 +162,7 @@ def _plan_table(plan: "mlx.Plan") -> Table:
 
 def _list_table(plans: "list[mlx.Plan]") -> Table:
     table = Table("recipe", "bits per weight", "size")
-    for plan in plans:
+    for plan in sorted(plans, key=lambda plan: plan.bytes):
         table.add_row(plan.recipe.name, f"{plan.bits_per_weight:.2f}", format_bytes(plan.bytes))
     return table
 

@@ -12,12 +12,16 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_map_with_path
+from mlx.utils import tree_flatten, tree_map_with_path
+from mlx_lm.models.cache import make_prompt_cache
 
 from mergekit_yoyo.mlx.recipes import AFFINE_GROUP_SIZES, FLOAT_MODES, Recipe
 
 SHARD_BYTES = 5 << 30  # mlx-lm's limit: what is written at once stands in memory
+PROCESS_BYTES = 500_000_000  # Python with torch, transformers and mlx
+CACHE_TOKENS = 4096
 HEADER_BYTES = 150  # what a tensor costs in a safetensors header and in the index, without its name
+TIED = "embedding = head"
 ATTENTION = re.compile(r"(^|_)(attn|attention)")
 ROUTER = re.compile(r"^(router|gate|.*_gate)$")
 HEAD = re.compile(r"^(lm_head|embed_out|output|head)$")
@@ -29,7 +33,8 @@ class Placement:
 
     Attributes:
         path: in the mlx model.
-        kind: embedding, head, attention, router, experts, mlp, or other.
+        kind: embedding, head (`embedding = head` where they are tied), attention, router, experts,
+            mlp, or other.
         parameters: number of weights, biases and the like included.
         bytes: on disk and in memory.
         bits: width; None: not quantized.
@@ -62,7 +67,8 @@ class Plan:
     recipe: Recipe
     placements: tuple[Placement, ...]
     largest_source: int
-    carried_bytes: int = 0
+    carried_bytes: int
+    cache_bytes: int
 
     @property
     def bytes(self) -> int:
@@ -90,8 +96,14 @@ class Plan:
 
     @property
     def converting_bytes(self) -> int:
-        """Memory at the peak of a conversion: one shard, and the largest module as it is read."""
-        return min(self.bytes, SHARD_BYTES + self.largest_source) + 2 * self.largest_source
+        """Memory at the peak of a conversion: one shard as written, the largest module while it
+        is quantized, and the process itself."""
+        return min(self.bytes, SHARD_BYTES) + 2 * self.largest_source + PROCESS_BYTES
+
+    @property
+    def running_bytes(self) -> int:
+        """Memory for the weights and the cache of a conversation of `CACHE_TOKENS` tokens."""
+        return self.bytes + self.cache_bytes
 
     @property
     def notes(self) -> list[str]:
@@ -115,7 +127,7 @@ class Plan:
                 width = self.recipe.dtype or "as stored"
             key = (placement.kind, width, str(group or "-"))
             groups.setdefault(key, []).append(placement)
-        order = ["embedding", "head", "attention", "router", "experts", "mlp", "other"]
+        order = ["embedding", TIED, "head", "attention", "router", "experts", "mlp", "other"]
         return [
             (*key, len(group), sum(p.parameters for p in group), sum(p.bytes for p in group))
             for key, group in sorted(
@@ -186,13 +198,13 @@ def plan_model(model: nn.Module, recipe: Recipe, *, carried_bytes: int = 0) -> P
             scale = sizes["weight"] // count * 2 if mode == "affine" else 1
             sizes["weight"] = count * bits // 8 + count // group_size * scale
         if kind == "embedding" and tied:
-            kind = "head"
+            kind = TIED
         parameters = sum(array.size for array in arrays.values())
         placements.append(
             Placement(path, kind, parameters, sum(sizes.values()), bits, group_size, mode, note)
         )
     largest = max(sum(array.nbytes for array in arrays.values()) for _, _, arrays in modules)
-    return Plan(recipe, tuple(placements), largest, carried_bytes)
+    return Plan(recipe, tuple(placements), largest, carried_bytes, _cache_bytes(model))
 
 
 def _wanted_bits(path: str, kind: str, recipe: Recipe) -> int | None:
@@ -274,6 +286,14 @@ def _kind(path: str, module: nn.Module) -> str:
 
 def _layer(path: str) -> int | None:
     return next((int(part) for part in path.split(".") if part.isdigit()), None)
+
+
+def _cache_bytes(model: nn.Module) -> int:
+    """The size of the cache, from shapes: mlx does not compute what is not asked for."""
+    cache = make_prompt_cache(model)
+    model(mx.zeros((1, CACHE_TOKENS), mx.int32), cache=cache)
+    states = (state for entry in cache for _, state in tree_flatten(entry.state))
+    return sum(state.nbytes for state in states if isinstance(state, mx.array))
 
 
 def _cast_predicate(model: nn.Module) -> Callable[[str], bool]:
