@@ -21,7 +21,6 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from mergekit_yoyo.errors import YoyoError
-from mergekit_yoyo.finish.weights import Checkpoint, main_dtype
 from mergekit_yoyo.mlx.bridge import Bridge, bridge_config, declared_config
 from mergekit_yoyo.mlx.card import write_card
 from mergekit_yoyo.mlx.plan import Plan, plan_model
@@ -35,7 +34,7 @@ from mergekit_yoyo.mlx.verify import (
     mlx_logits,
     prompts_for,
 )
-from mergekit_yoyo.mlx.weights import layout_changes, load_lazily, skeleton, write_original_layout
+from mergekit_yoyo.mlx.weights import load_lazily, packed_layout, skeleton, stored_dtype, unpack
 from mergekit_yoyo.staging import format_bytes, staged_folder
 
 FLOAT32_BYTES = 4
@@ -85,9 +84,7 @@ def plan_exports(
     """As `plan_export`, for several recipes of one model."""
     opened = open_source(source, revision=revision)
     bridge, _ = _bridge(opened, context)
-    with Checkpoint(opened.folder) as checkpoint:
-        dtype = _dtype_name(checkpoint)
-    model, carried = skeleton(bridge, dtype), _carried_bytes(opened)
+    model, carried = skeleton(bridge, stored_dtype(opened.folder)), _carried_bytes(opened)
     return [plan_model(model, _recipe(recipe), carried_bytes=carried) for recipe in recipes]
 
 
@@ -131,69 +128,72 @@ def export_model(
     if target.resolve() == opened.folder.resolve():
         raise YoyoError(f"{target}: this is the source. Choose another folder for the mlx model.")
     tokenizer = _tokenizer(opened.folder)
-    with Checkpoint(opened.folder) as checkpoint, _Steps(progress) as steps:
-        layout = layout_changes(checkpoint, declared)
-        dtype = _dtype_name(checkpoint)
-        carried = _carried_bytes(opened)
-        expected = plan_model(skeleton(bridge, dtype), recipe, carried_bytes=carried)
-        notes = [*bridge.doubts]
-        verify = _whether_to_verify(verify, expected.parameters, bridge, declared, notes)
-        needed = expected.folder_bytes + (checkpoint.nbytes if layout else 0)
-        with staged_folder(target, overwrite=overwrite, needed_bytes=needed) as staging:
-            original = opened.folder
-            if layout:
-                steps.next("unpacking experts")
-                original = staging / "original-layout"
-                original.mkdir()
-                write_original_layout(checkpoint, layout, original)
-            verification = difference = None
-            if verify:
-                steps.next("comparing with transformers")
-                vocabulary = bridge.args.vocab_size
-                prompts = prompts_for(tokenizer, vocabulary, context)
-                difference = graph_difference(original, bridge, declared, prompts, context=context)
-                check_graph(difference, bridge)
-                unquantized = mlx_logits(
-                    load_lazily(original, bridge, declared), prompts, float32=True
-                )
+    carried = _carried_bytes(opened)
+    layout = None
+    try:
+        model = load_lazily(opened.folder, bridge, declared)
+    except YoyoError:
+        layout = packed_layout(opened.folder, declared)
+        if layout is None:
+            raise
+        model = skeleton(bridge, stored_dtype(opened.folder))
+    plan = plan_model(model, recipe, carried_bytes=carried)
+    notes = [*bridge.doubts]
+    verify = _whether_to_verify(verify, plan.parameters, bridge, declared, notes)
+    needed = plan.folder_bytes
+    if layout:
+        needed += sum(info.nbytes for info in layout.targets.values())
+    with (
+        _Steps(progress) as steps,
+        staged_folder(target, overwrite=overwrite, needed_bytes=needed) as staging,
+    ):
+        original = opened.folder
+        if layout:
+            steps.next("unpacking experts")
+            original = staging / "original-layout"
+            original.mkdir()
+            unpack(opened.folder, layout, original)
             model = load_lazily(original, bridge, declared)
             plan = plan_model(model, recipe, carried_bytes=carried)
-            config = _final_config(bridge.config, plan)
-            plan.carry_out(model)
-            _write_weights(model, plan, staging, steps)
-            del model
-            if layout:
-                shutil.rmtree(original)
-            save_config(config, staging / "config.json")
-            for path in opened.carried_files():
-                shutil.copyfile(path, staging / path.name)
-            if difference is not None:
-                steps.next("measuring drift")
-                written, _ = load_model(staging)
-                drift = measure_drift(unquantized, mlx_logits(written, prompts))
-                verification = Verification(difference, drift)
-                if max_kl is not None and drift.kl > max_kl:
-                    raise YoyoError(
-                        f"--max-kl {max_kl}: the quantized model's divergence is {drift.kl:.4f} "
-                        "nats per token. Choose a wider recipe; nothing was written."
-                    )
-            notes += plan.notes
-            write_card(
-                staging,
-                opened,
-                plan,
-                verification,
-                notes,
-                name=target.name,
-                base_model=base_model,
-                previous=_text(target / "README.md"),
-            )
+        verification = difference = None
+        if verify:
+            steps.next("comparing with transformers")
+            vocabulary = bridge.args.vocab_size
+            prompts = prompts_for(tokenizer, vocabulary, context)
+            difference = graph_difference(original, bridge, declared, prompts, context=context)
+            check_graph(difference, bridge)
+            unquantized = mlx_logits(load_lazily(original, bridge, declared), prompts, float32=True)
+        config = _final_config(bridge.config, plan)
+        plan.carry_out(model)
+        _write_weights(model, plan, staging, steps)
+        del model
+        if layout:
+            shutil.rmtree(original)
+        save_config(config, staging / "config.json")
+        for path in opened.carried_files():
+            shutil.copyfile(path, staging / path.name)
+        if difference is not None:
+            steps.next("measuring drift")
+            written, _ = load_model(staging)
+            drift = measure_drift(unquantized, mlx_logits(written, prompts))
+            verification = Verification(difference, drift)
+            if max_kl is not None and drift.kl > max_kl:
+                raise YoyoError(
+                    f"--max-kl {max_kl}: the quantized model's divergence is {drift.kl:.4f} "
+                    "nats per token. Choose a wider recipe; nothing was written."
+                )
+        notes += plan.notes
+        write_card(
+            staging,
+            opened,
+            plan,
+            verification,
+            notes,
+            name=target.name,
+            base_model=base_model,
+            previous=_text(target / "README.md"),
+        )
     return Export(target, plan, verification, tuple(notes))
-
-
-def _dtype_name(checkpoint: Checkpoint) -> str:
-    """The dtype that holds most of a checkpoint, by the name it has in mlx."""
-    return str(main_dtype(checkpoint.tensors)).removeprefix("torch.")
 
 
 def _text(path: Path) -> str:
