@@ -14,10 +14,11 @@ import mlx_lm
 import numpy as np
 import pytest
 import torch
+import yaml
 from mlx_families import REFUSED, RIGHT, tiny_model
 from mlx_lm.utils import load_model
 
-from mergekit_yoyo.card import check_card, read_metadata, read_section
+from mergekit_yoyo.card import check_card, read_metadata, read_section, update_metadata
 from mergekit_yoyo.errors import YoyoError
 from mergekit_yoyo.mlx import export_model, plan_export
 from mergekit_yoyo.mlx.bridge import bridge_folder
@@ -41,14 +42,18 @@ def yoyo_mlx(*arguments, **environment):
 
 @pytest.fixture(scope="session")
 def merged(tmp_path_factory):
-    """The quickstart's merge, by a real `mergekit-yaml`, with a card that has something to say."""
-    folder = tmp_path_factory.mktemp("merge") / "merged"
-    done = run(BIN / "mergekit-yaml", "/tmp/mlx/merge_linear.yml", folder)
+    """A merge of shipped experts by a real `mergekit-yaml`, with license and languages on top."""
+    folder = tmp_path_factory.mktemp("merge")
+    experts = [ROOT / "examples" / "experts" / name for name in ("code", "german", "manual")]
+    models = [{"model": str(path), "parameters": {"weight": 1.0}} for path in experts]
+    recipe = {"merge_method": "linear", "dtype": "bfloat16", "models": models}
+    (folder / "merge.yml").write_text(yaml.safe_dump(recipe))
+    done = run(BIN / "mergekit-yaml", folder / "merge.yml", folder / "merged")
     assert done.returncode == 0, done.stderr
-    card = folder / "README.md"
-    text = card.read_text().replace("base_model:", "license: apache-2.0\nlanguage: [en, de]\nbase_model:", 1)
-    card.write_text(text)
-    return folder
+    card = folder / "merged" / "README.md"
+    languages = {"license": "apache-2.0", "language": ["en", "de"]}
+    card.write_text(update_metadata(card.read_text(), languages | {"base_model": None}))
+    return folder / "merged"
 
 
 @pytest.fixture(scope="session")
