@@ -23,6 +23,7 @@ from transformers import (
     LlamaForCausalLM,
     PreTrainedTokenizerFast,
 )
+from transformers.utils import logging as transformers_logging
 
 SEED = 20261124
 BATCH = 16
@@ -130,6 +131,7 @@ def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Pa
 @click.option("--out", type=click.Path(path_type=Path), default=Path(__file__).parent)
 def main(cache: Path, out: Path) -> None:
     torch.manual_seed(SEED)
+    transformers_logging.disable_progress_bar()
     tokenizer = byte_tokenizer()
     byte_ids = torch.tensor(
         [tokenizer.convert_tokens_to_ids(c) for c in _byte_symbols()], dtype=torch.int16
