@@ -1,6 +1,6 @@
 """Trains the example experts: one base model on five kinds of text, one fine-tune on each kind.
 
-    python examples/train_experts.py          # everything anew, about 15 minutes on two cores
+    python examples/train_experts.py          # everything anew, under ten minutes on two free cores
 
 Needs Debian's `apt-get` and `dpkg` for the texts (see `corpora.py`); nothing comes from the Hub.
 The models are small on purpose (230 thousand parameters, bytes for tokens): they ship with the
