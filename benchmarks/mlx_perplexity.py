@@ -32,7 +32,7 @@ def perplexity(folder: Path, count: int, domains: Sequence[str] = QUICKSTART) ->
     losses = []
     for domain in domains:
         text = (HELD_OUT / f"{domain}.txt").read_text(encoding="utf-8")
-        ids = mx.array(tokenizer.encode(text, add_special_tokens=False))
+        ids = mx.array(tokenizer.encode(text, add_special_tokens=False, verbose=False))
         blocks = ids[: ids.size // BLOCK * BLOCK].reshape(-1, BLOCK)
         blocks = blocks[:: max(1, len(blocks) // count)][:count]
         first = mx.full((len(blocks), 1), tokenizer.bos_token_id, dtype=blocks.dtype)

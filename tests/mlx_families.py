@@ -95,7 +95,7 @@ RIGHT = {
         head_dim=32,
         tie_word_embeddings=True,
         num_hidden_layers=8,
-        sliding_window=8,
+        sliding_window=64,
         sliding_window_pattern=3,
         rope_scaling={"rope_type": "linear", "factor": 8.0},
     ),
@@ -276,10 +276,10 @@ REFUSED = {
             head_dim=32,
             tie_word_embeddings=True,
             num_hidden_layers=4,
-            sliding_window=8,
+            sliding_window=64,
             **_theta(33000.0),
         ),
-        r"window of 8 tokens",
+        r"window of 64 tokens",
     ),
     "qwen3_moe-yarn": (
         _family("qwen3_moe", head_dim=32, **MOE, rope_parameters=YARN),
@@ -345,6 +345,30 @@ REFUSED = {
     ),
 }
 
+PICTURES = {
+    "hidden_size": 32,
+    "intermediate_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "image_size": 28,
+    "patch_size": 14,
+}
+WITH_PICTURES = {
+    "gemma3": {
+        "model_type": "gemma3",
+        "vision_config": PICTURES,
+        "text_config": SMALL
+        | {
+            "head_dim": 32,
+            "num_hidden_layers": 6,
+            "sliding_window": 8,
+            "sliding_window_pattern": 3,
+            "tie_word_embeddings": True,
+        },
+    },
+    "qwen3_vl": {"model_type": "qwen3_vl", "vision_config": PICTURES, "text_config": SMALL},
+}
+
 
 def tiny_model(spec, folder: Path, *, original_layout: bool, dtype="float32"):
     """A seeded random model of `spec`, saved to `folder` with a byte-level tokenizer.
@@ -352,12 +376,14 @@ def tiny_model(spec, folder: Path, *, original_layout: bool, dtype="float32"):
     Weights are scaled so that logits are of the order of 1 and depend on every part.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
     spec = dict(spec)
     config = AutoConfig.for_model(spec.pop("model_type"), **spec)
     torch.manual_seed(1)
-    model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype)).eval()
+    pictures = "vision_config" in spec
+    model_class = AutoModelForImageTextToText if pictures else AutoModelForCausalLM
+    model = model_class.from_config(config, dtype=getattr(torch, dtype)).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             values = torch.randn_like(parameter)

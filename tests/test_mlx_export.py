@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import mlx.core as mx
@@ -16,11 +17,11 @@ import pytest
 import torch
 import yaml
 from mlx_families import REFUSED, RIGHT, tiny_model
-from mlx_lm.utils import load_model
+from mlx_lm.utils import load_model, make_shards
 
 from mergekit_yoyo.card import check_card, read_metadata, read_section, update_metadata
 from mergekit_yoyo.errors import YoyoError
-from mergekit_yoyo.mlx import export_model, plan_export
+from mergekit_yoyo.mlx import export, export_model, plan_export
 from mergekit_yoyo.mlx.bridge import bridge_folder
 from mergekit_yoyo.mlx.export import _whether_to_verify
 
@@ -153,6 +154,28 @@ def test_other_modes_load_as_written(name, merged, tmp_path):
     model, _ = load_model(made.folder)
     layer = model.model.layers[0].mlp.up_proj
     assert layer.weight.dtype == mx.float16 if name == "fp16" else layer.mode == name
+
+
+def test_a_model_of_many_shards_is_written_and_indexed(merged, tmp_path, monkeypatch):
+    """mlx-lm's shards of 5 GB, at a limit that gives each tensor one of its own."""
+    monkeypatch.setattr(export, "make_shards", partial(make_shards, max_file_size_gb=0))
+    made = export_model(merged, tmp_path / "mlx", "q8")
+    index = json.loads((made.folder / "model.safetensors.index.json").read_text())
+    files = {path.name for path in made.folder.glob("model-*.safetensors")}
+    assert len(files) > 50
+    assert set(index["weight_map"].values()) == files
+    assert made.verification.drift.kl < 0.01
+
+
+def test_an_older_config_is_read_alike(merged, tmp_path):
+    """As `finish` or transformers 4 writes it: rope_theta, torch_dtype, no rope_parameters."""
+    old = _copy(merged, tmp_path / "old")
+    config = json.loads((old / "config.json").read_text())
+    config["rope_theta"] = config.pop("rope_parameters")["rope_theta"]
+    config["torch_dtype"] = config.pop("dtype")
+    (old / "config.json").write_text(json.dumps(config))
+    assert config["rope_theta"] == 50000.0
+    assert bridge_folder(old).args == bridge_folder(merged).args
 
 
 def test_max_kl_refuses_and_leaves_nothing(merged, tmp_path):

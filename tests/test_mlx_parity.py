@@ -4,7 +4,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 import torch
-from mlx_families import REFUSED, RIGHT, tiny_model
+from mlx_families import REFUSED, RIGHT, WITH_PICTURES, tiny_model
 from mlx_lm.utils import load_model
 
 from mergekit_yoyo.errors import YoyoError
@@ -38,6 +38,7 @@ def test_export_computes_what_transformers_computes(name, tmp_path):
     start = 128 if name == "phi3-longrope" else 0
     assert _difference(made.folder, _reference(model, start)) <= TOLERANCE
     assert made.plan.bytes == _weight_bytes(made.folder)
+    assert all(path.is_file() for path in made.folder.iterdir())
     assert made.verification is not None
     assert made.verification.graph_difference <= TOLERANCE
 
@@ -45,6 +46,13 @@ def test_export_computes_what_transformers_computes(name, tmp_path):
 @pytest.mark.parametrize("name", ["qwen3_moe", "mixtral", "glm4_moe", "gpt_oss"])
 def test_export_of_the_original_layout_is_the_same(name, tmp_path):
     model = tiny_model(RIGHT[name], tmp_path / "source", original_layout=True)
+    made = export_model(tmp_path / "source", tmp_path / "mlx", "fp32")
+    assert _difference(made.folder, _reference(model)) <= TOLERANCE
+
+
+@pytest.mark.parametrize("name", WITH_PICTURES)
+def test_the_language_part_of_a_model_of_pictures_is_exported(name, tmp_path):
+    model = tiny_model(WITH_PICTURES[name], tmp_path / "source", original_layout=True)
     made = export_model(tmp_path / "source", tmp_path / "mlx", "fp32")
     assert _difference(made.folder, _reference(model)) <= TOLERANCE
 

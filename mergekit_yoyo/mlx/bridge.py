@@ -128,17 +128,19 @@ def _bridged_fields(
     context = min(context or 2**62, getattr(declared, "max_position_embeddings", None) or 2**62)
     rope = RopeView.of(declared, context)
     fields = _fields(args_class)
+    text = declared.get_text_config()
     values: dict[str, Any] = {}
     for name, parameter in fields.items():
         value: Any = rope.field(name) if rope else MISSING
         if value is MISSING and name == "sliding_window_pattern":
             value = _window_pattern(declared, parameter, _name(args_class))
-        if value is MISSING:
-            value = _declared_value(declared, name)
-        if name == "layer_types" and isinstance(value, list):
-            value = _spoken_layer_types(value, args_class)
+        for config in (declared, text):
+            if value is MISSING:
+                value = _declared_value(config, name)
         if value is MISSING or name == "model_type":
             continue
+        if name == "layer_types" and value:
+            value = _spoken_layer_types(value, args_class)
         if name == "text_config":
             inner = dict(raw.get(name) or {})
             inner.setdefault("model_type", value.model_type)
@@ -154,8 +156,9 @@ def _bridged_fields(
                 f"{name} is null, which mlx-lm's {_name(args_class)} model may not provide for"
             )
         values[name] = _plain(value)
-    doubts += _unheard_rope(rope, fields, args_class)
-    doubts += _unheard_windows(declared, fields, args_class, context)
+    if "text_config" not in fields:
+        doubts += _unheard_rope(rope, fields, args_class)
+        doubts += _unheard_windows(declared, fields, args_class, context)
     return values
 
 

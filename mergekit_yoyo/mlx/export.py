@@ -158,7 +158,7 @@ def export_model(
         verification = difference = None
         if verify:
             steps.next("comparing with transformers")
-            vocabulary = bridge.args.vocab_size
+            vocabulary = declared.get_text_config().vocab_size
             prompts = prompts_for(tokenizer, vocabulary, context)
             difference = graph_difference(original, bridge, declared, prompts, context=context)
             check_graph(difference, bridge)

@@ -143,12 +143,14 @@ def _transformers_logits(
     folder: Path, declared: Any, prompts: Sequence[Sequence[int]], context: int | None
 ) -> Logits:
     import torch
-    from transformers import AutoModelForCausalLM
-    from transformers.utils import logging
+    import transformers
 
-    logging.disable_progress_bar()  # the export shows its own
+    transformers.utils.logging.disable_progress_bar()  # the export shows its own
+    # A model of images and text has no automatic class here; its config names its own.
+    architecture = (declared.architectures or ["AutoModelForCausalLM"])[0]
+    model_class = getattr(transformers, architecture, transformers.AutoModelForCausalLM)
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        model = model_class.from_pretrained(
             folder, config=declared, dtype=torch.float32, attn_implementation="eager"
         ).eval()
     except (ImportError, KeyError, OSError, RuntimeError, ValueError) as error:
