@@ -164,14 +164,14 @@ class Plan:
 def plan_model(model: nn.Module, recipe: Recipe, *, carried_bytes: int = 0) -> Plan:
     """Lay `recipe` out on `model`, which is not changed and whose arrays are not read.
 
+    A width is never below what mlx-lm's model class protects (its `quant_predicate`). A group size
+    that does not divide a module's width is replaced by the largest smaller one that does; if there
+    is none the module stays unquantized. Both are told in `Plan.notes`.
+
     Args:
         model: an mlx-lm model.
         recipe: what each kind of module gets.
         carried_bytes: of the files besides the weights, for `Plan.folder_bytes`.
-
-    A width is never below what mlx-lm's model class protects (its `quant_predicate`). A group size
-    that does not divide a module's width is replaced by the largest smaller one that does; if there
-    is none the module stays unquantized. Both are told in `Plan.notes`.
     """
     protect = getattr(model, "quant_predicate", None)
     casts = _cast_predicate(model)
