@@ -8,7 +8,7 @@ Where this deviates from the authors' script of 2025-11-13:
 1. The medians of step 7 are the standard ones (`mad_median="lower"` gives the script's).
 2. The geometric median is converged to 1e-12, also on a data point; K = 2 gives the midpoint.
 3. Scales of zero are floored, and directions at round-off level are rank loss.
-4. Arithmetic is float32 or better, with one rounding at the end.
+4. Arithmetic is float64, with one rounding at the end.
 5. Identical inputs are returned bit for bit.
 """
 
@@ -71,7 +71,7 @@ def fuse(
     """Merge K tensors of one shape with YOYO-Fusion.
 
     tensors: K tensors of one shape and device, float64, float32, bfloat16 or float16, any strides;
-        never written to. Computed in float32 or better, rounded once to the promoted dtype.
+        never written to. Computed in float64, rounded once to the promoted dtype.
     center: the center of step 2; with `anchor` it is the input whose index is given by `anchor`.
     rescale: `mean` is steps 8 and 9 as published; `median` takes medians over the inputs, so that
         an input of wrong scale cannot set the scale of the merge.
@@ -135,16 +135,15 @@ def _fuse_problems(tensors: Sequence[Tensor], out: Tensor, settings: _Settings) 
     scale = mean_rms * settings.average(span.norms) / (norm + settings.eps)
 
     # the same, in terms of the inputs: R_k = u_k - m, u_k = unit_scale_k x_k
-    dtype = torch.float64 if out.dtype == torch.float64 else torch.float32
     remaining_center = 1.0 - update.sum(1)
-    if settings.center == "coordinate_median":
+    if span.around_median:
         coefficients = np.full_like(update, np.nan)
         weights = scale[:, None] * span.unit_scale * update
-        weighted_median_sum(tensors, span.unit_scale, scale * remaining_center, weights, out, dtype)
+        weighted_median_sum(tensors, span.unit_scale, scale * remaining_center, weights, out)
     else:
         of_units = update + remaining_center[:, None] * span.center_weights
         coefficients = scale[:, None] * span.unit_scale * of_units
-        weighted_sum(tensors, coefficients, out, dtype)
+        weighted_sum(tensors, coefficients, out)
     for problem in np.flatnonzero(span.identical):
         out[problem].copy_(tensors[0][problem])
 
@@ -166,9 +165,7 @@ def _fuse_problems(tensors: Sequence[Tensor], out: Tensor, settings: _Settings) 
     )
 
 
-def _promoted_dtype(
-    tensors: Sequence[Tensor], name: str, labels: Sequence[str]
-) -> torch.dtype:
+def _promoted_dtype(tensors: Sequence[Tensor], name: str, labels: Sequence[str]) -> torch.dtype:
     if not tensors:
         raise YoyoError(f"{name}: expected at least one input; got none.")
     if len(labels) != len(tensors):

@@ -19,7 +19,7 @@ def median(values: Array, axis: int, kind: MadMedian = "standard") -> Array:
     """
     if kind == "lower":
         middle = (values.shape[axis] - 1) // 2
-        return np.take(np.sort(values, axis=axis), middle, axis=axis)
+        return np.asarray(np.take(np.sort(values, axis=axis), middle, axis=axis))
     return np.asarray(np.median(values, axis=axis))
 
 
