@@ -96,7 +96,7 @@ def _optimal_data_point(points: Array, spread: Array) -> NDArray[np.bool_]:
     same = distance <= ROUND_OFF * spread[:, None, None]
     unit = np.where(same[..., None], 0.0, difference / np.where(same, 1.0, distance)[..., None])
     pull = np.linalg.norm(unit.sum(2), axis=2)
-    return pull <= same.sum(2)
+    return np.asarray(pull <= same.sum(2))
 
 
 def _descend(points: Array, y: Array, spread: Array) -> tuple[Array, Array]:

@@ -8,7 +8,6 @@ every inner product. With the coordinate-wise median the basis is m, R_1 .. R_K 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Literal
 
 import numpy as np
 import torch
@@ -16,10 +15,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mergekit_yoyo.algorithm.center import geometric_median
+from mergekit_yoyo.algorithm.options import Center
 from mergekit_yoyo.algorithm.robust import Array
 from mergekit_yoyo.algorithm.streaming import difference_gram, median_gram, squared_norms
-
-Center = Literal["geometric_median", "coordinate_median", "anchor"]
 
 ROUND_OFF = 1e-7  # singular values of a float64 Gram below this times the largest norm are noise
 
