@@ -56,7 +56,13 @@ def command(
 
     err = Console(stderr=True, highlight=False, soft_wrap=True)
     with err.status("Comparing the merge with its donor"):
-        plan = plan_finish(merge, config=config, donor=donor, config_style=config_style)
+        plan = plan_finish(
+            merge,
+            config=config,
+            donor=donor,
+            config_style=config_style,
+            name=output.resolve().name if output else None,
+        )
     err.print(f"donor: {plan.donor.name}", markup=False)
     for note in plan.notes:
         err.print(f"note: {note}", markup=False)

@@ -19,9 +19,19 @@ from mergekit_yoyo.finish.companions import (
     renumber_special_tokens,
 )
 from mergekit_yoyo.finish.config import both_styles, finished_config
-from mergekit_yoyo.finish.differences import Difference, config_difference, layout_difference
+from mergekit_yoyo.finish.differences import (
+    Difference,
+    card_difference,
+    config_difference,
+    layout_difference,
+)
 from mergekit_yoyo.finish.donor import Donor, find_donor
-from mergekit_yoyo.finish.donor_check import check_against_donor, check_complete, lost_precision
+from mergekit_yoyo.finish.donor_check import (
+    check_against_donor,
+    check_complete,
+    check_model_type,
+    lost_precision,
+)
 from mergekit_yoyo.finish.layout import LayoutPlan, config_from, plan_layout
 from mergekit_yoyo.finish.recipe import RECIPE_FILE, Recipe, read_recipe
 from mergekit_yoyo.finish.weights import (
@@ -58,6 +68,7 @@ def plan_finish(
     config: Path | None = None,
     donor: str | None = None,
     config_style: ConfigStyle = "donor",
+    name: str | None = None,
 ) -> FinishPlan:
     """Work out what a mergekit merge needs to look like its inputs; writes nothing.
 
@@ -66,6 +77,7 @@ def plan_finish(
         config: the merge YAML, if mergekit did not leave it in the folder (its run died).
         donor: folder or Hub name of the model to look like; see `find_donor` for the default.
         config_style: config.json in the donor's spelling, or `both` spellings side by side.
+        name: what the card calls the model; by default the name of the folder.
 
     Raises:
         YoyoError: not a merge folder, no donor, or tensors that are not the donor's.
@@ -79,11 +91,13 @@ def plan_finish(
     donor_config = read_json(source.folder / "config.json")
     merged_file = merge / "config.json"
     merged_config = read_json(merged_file) if merged_file.is_file() else None
+    donor_tensors = source.tensors()
+    if merged_config is not None:
+        check_model_type(merged_config, tensors, donor_config, donor_tensors, str(source.name))
     finished = finished_config(donor_config, tensors, source.layers, merged_config)
     notes += finished.notes
 
     layout = plan_layout(config_from(finished.values), tensors)
-    donor_tensors = source.tensors()
     check_against_donor(layout, donor_tensors, str(source.name))
     check_complete(layout, donor_tensors)
     notes += [
@@ -101,7 +115,10 @@ def plan_finish(
     files |= _generation_settings(merge, source.folder, files.get(GENERATION_FILE))
     if not (merge / RECIPE_FILE).is_file():
         files[RECIPE_FILE] = recipe.text.encode()
-    card, card_notes = _card(merge, recipe)
+    card_file = merge / "README.md"
+    present_card = card_file.read_bytes().decode("utf-8") if card_file.is_file() else ""
+    card, card_notes = finished_card(present_card, name or merge.resolve().name, recipe)
+    cards.check_card(card)
     files["README.md"] = card.encode()
     notes += card_notes
 
@@ -112,6 +129,8 @@ def plan_finish(
             differences.append(Difference(name, "missing"))
         elif present != content and name == "config.json":
             differences.append(config_difference(merged_config or {}, values))
+        elif present != content and name == "README.md":
+            differences.append(card_difference(present_card, card))
         elif present != content:
             differences.append(Difference(name, "out of date"))
     return FinishPlan(merge, source, layout, files, differences, notes)
@@ -199,14 +218,6 @@ def _generation_settings(merge: Path, donor: Path, brought: bytes | None) -> dic
 
 def _bytes_of(file: Path) -> bytes | None:
     return file.read_bytes() if file.is_file() else None
-
-
-def _card(merge: Path, recipe: Recipe) -> tuple[str, list[str]]:
-    file = merge / "README.md"
-    present = file.read_bytes().decode("utf-8") if file.is_file() else ""
-    card, notes = finished_card(present, merge.resolve().name, recipe)
-    cards.check_card(card)
-    return card, notes
 
 
 def _mirror(source: Path, target: Path, skip: set[str], link: bool) -> None:
