@@ -21,9 +21,11 @@ from finish_fixtures import (
     write_checkpoint,
     write_tokenizer,
 )
+from finish_hub import serve
 from safetensors.torch import load_file, save_file
 
 from mergekit_yoyo.cli import main
+from mergekit_yoyo.errors import YoyoError
 from mergekit_yoyo.finish import finish, plan_finish
 
 LAYERS = {family: values[2].get("num_hidden_layers", 2) for family, values in FAMILIES.items()}
@@ -222,7 +224,6 @@ def test_slices_that_break_a_pattern_keep_each_layers_type(place: Path, tmp_path
 
 
 def test_lists_of_layers_follow_the_slices(place: Path) -> None:
-    from mergekit_yoyo.errors import YoyoError
     from mergekit_yoyo.finish.config import finished_config
     from mergekit_yoyo.finish.weights import Checkpoint
 
@@ -322,6 +323,18 @@ def test_a_donor_that_is_a_merge_is_followed(place: Path, tmp_path: Path) -> Non
     assert tensor_bytes(tmp_path / "out") == tensor_bytes(place / "qwen3_moe")
 
 
+def test_a_donor_with_packed_experts_is_looked_like_as_it_is(place: Path, tmp_path: Path) -> None:
+    packed = shutil.copytree(place / "qwen3_moe-merged", tmp_path / "packed")
+    (packed / "mergekit_config.yml").unlink()
+    merged = place / "qwen3_moe-merged"
+    plan = plan_finish(merged, donor=str(packed))
+    assert not plan.layout.changed
+    finish(plan, output=tmp_path / "out")
+    assert tensor_bytes(tmp_path / "out") == tensor_bytes(merged)
+    with pytest.raises(YoyoError, match="Tensors that differ"):
+        plan_finish(tmp_path / "out", donor=str(place / "llama"))
+
+
 def test_ctrl_c_leaves_the_merge_as_it_was(merge: Path) -> None:
     before = files_of(merge)
     written = 0
@@ -405,6 +418,57 @@ def test_inputs_of_the_hub_are_found_in_its_cache(
     assert tensor_bytes(merge) == tensor_bytes(place / "qwen3_moe")
 
 
+def test_only_small_files_of_the_hub_are_downloaded_and_online_asks_it(
+    place: Path, merge: Path, tmp_path: Path
+) -> None:
+    donor = shutil.copytree(place / "qwen3_moe", tmp_path / "donor")
+    index = {"metadata": {}, "weight_map": dict.fromkeys(tensor_bytes(donor), "model.safetensors")}
+    (donor / "model.safetensors.index.json").write_text(json.dumps(index))
+    (merge / "mergekit_config.yml").write_text(passthrough("tiny/moe", 3))
+    card = (merge / "README.md").read_text()
+    (merge / "README.md").write_text(card.replace("- merge\n", "- merge\n- forbidden\n"))
+    before = files_of(merge)
+
+    def finished() -> subprocess.CompletedProcess[str]:
+        environment = {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0"}
+        command = [sys.executable, "-m", "mergekit_yoyo", "finish", merge, "--online"]
+        return subprocess.run(
+            command, env=os.environ | environment, capture_output=True, text=True, check=False
+        )
+
+    with serve(donor) as (address, requests):
+        refused = finished()
+        assert refused.returncode == 2
+        assert "Error: model card: the Hub refuses it: tags: not like this" in refused.stderr
+        assert files_of(merge) == before
+        (merge / "README.md").write_text(card)
+        done = finished()
+    assert done.returncode == 0, done.stderr
+    assert tensor_bytes(merge) == tensor_bytes(donor)
+    assert (merge / "config.json").read_bytes() == (donor / "config.json").read_bytes()
+    assert (
+        "[tiny/moe](https://huggingface.co/tiny/moe) | apache-2.0"
+        in (merge / "README.md").read_text()
+    )
+    fetched = {request.rsplit("/", 1)[-1] for request in requests if "/resolve/" in request}
+    assert fetched >= {"config.json", "model.safetensors.index.json", "README.md"}
+    assert "model.safetensors" not in fetched
+
+
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family != "gpt_oss"])
+def test_plain_mlx_lm_computes_the_same(place: Path, family: str, tmp_path: Path) -> None:
+    mx = pytest.importorskip("mlx.core", reason="needs the extra mlx")
+    from mlx_lm.utils import load_model
+
+    finish(plan_finish(place / f"{family}-merged"), output=tmp_path / "out")
+    model, _ = load_model(tmp_path / "out")
+    model.set_dtype(mx.float32)
+    theirs = torch.tensor(model(mx.arange(3, 40)[None]).tolist())
+    ours = logits(load(tmp_path / "out")[0])
+    # mlx-lm rounds the scale of Gemma's embedding to bfloat16
+    torch.testing.assert_close(theirs, ours, rtol=0, atol=5e-3 if "gemma" in family else 2e-5)
+
+
 def test_errors_are_sentences(place: Path, merge: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "bad.yml").write_text("models: 3\n")
@@ -420,6 +484,7 @@ def test_errors_are_sentences(place: Path, merge: Path, tmp_path: Path) -> None:
         ([merge, "--donor", "./gone/a/b"], ["neither a folder nor a model of the Hub"]),
         ([merge, "-o", place], ["exists and is not empty"]),
         ([merge, "-o", merge], ["this is the merge itself"]),
+        ([merge, "--max-shard-size", "5XB"], ["--max-shard-size", "5GB"]),
     ]:
         result = run(*arguments)
         assert result.exit_code == 2, (arguments, result.output)
@@ -433,15 +498,16 @@ def test_missing_and_left_over_tensors_are_named(merge: Path) -> None:
     file = merge / "model.safetensors"
     tensors = load_file(file)
     down = "model.layers.1.mlp.experts.down_proj"
+    gate, norm = torch.ones(4, 32, dtype=torch.bfloat16), torch.ones(7, dtype=torch.bfloat16)
     for changed, word in [
-        ({k: v for k, v in tensors.items() if k != down}, "missing: model.layers.1.mlp.experts.0"),
-        ({**tensors, "model.layers.3.mlp.gate.weight": tensors["model.layers.1.mlp.gate.weight"].clone()},
-         "left over: model.layers.3.mlp.gate.weight"),
-        ({**tensors, "stray": tensors["model.norm.weight"].clone()}, "stray, which the donor has not"),
-        ({**tensors, down: tensors[down][:2]}, "missing: model.layers.1.mlp.experts.2"),
-        ({**tensors, "model.norm.weight": torch.ones(7)}, "model.norm.weight [7] (donor: [32])"),
-    ]:  # fmt: skip
-        save_file(changed, file, metadata={"format": "pt"})
+        ({down: None}, "missing: model.layers.1.mlp.experts.0.down_proj.weight"),
+        ({down: tensors[down][:2]}, "missing: model.layers.1.mlp.experts.2.down_proj.weight"),
+        ({"model.layers.3.mlp.gate.weight": gate}, "left over: model.layers.3.mlp.gate.weight"),
+        ({"stray": norm}, "stray, which the donor has not"),
+        ({"model.norm.weight": norm}, "model.norm.weight [7] (donor: [32])"),
+    ]:
+        kept = {k: v for k, v in (tensors | changed).items() if v is not None}
+        save_file(kept, file, metadata={"format": "pt"})
         result = run(merge)
         assert result.exit_code == 2
         assert word in result.stderr, result.stderr

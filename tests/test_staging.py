@@ -55,6 +55,7 @@ def test_what_cannot_be_written_is_refused_first(tmp_path: Path) -> None:
     for target, needed, message in [
         ("full", 0, "exists and is not empty"),
         ("file", 0, "expected a folder; got a file"),
+        ("file/new", 0, "nothing can be written here"),
         ("new", 10**18, r"1000000\.0 TB are needed here"),
     ]:
         with (
@@ -63,6 +64,17 @@ def test_what_cannot_be_written_is_refused_first(tmp_path: Path) -> None:
         ):
             pass
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_disk_that_fills_up_is_told_in_a_sentence(tmp_path: Path) -> None:
+    with (
+        pytest.raises(YoyoError, match="the disk filled up"),
+        staged_folder(tmp_path / "model", overwrite=False) as staging,
+        Path("/dev/full").open("w") as full,  # every write to it fails as on a full disk
+    ):
+        (staging / "a").touch()
+        full.write("x")
+    assert not list(tmp_path.iterdir())
 
 
 def test_bytes_are_told_in_the_units_of_disks() -> None:

@@ -44,7 +44,12 @@ def finished_card(
     metadata = cards.read_metadata(present)
     inputs = {str(model): _metadata_of(card_of(model)) for model in recipe.inputs}
     carried = cards.carry(inputs)
-    hub = [model.path for model in recipe.inputs if model.on_hub]
+    hub = list(dict.fromkeys(model.path for model in recipe.inputs if model.on_hub))
+    notes = [
+        f"{path}: taken for a name on the Hub, though no card of it is at hand"
+        for path in hub
+        if inputs[path] is None
+    ]
     # mergekit lists local folders with one slash as Hub names: only what is no input is the user's
     names = _listed(metadata.get("base_model"))
     bases = hub + [n for n in names if n not in inputs and n not in hub]
@@ -64,7 +69,7 @@ def finished_card(
     card = cards.update_metadata(_without_mergekits_body(present, recipe, name), changes)
     section = _section(name, recipe, carried.licenses, weights)
     card = cards.write_section(card, SECTION, section)
-    return card, [] if "license" in metadata else carried.notes
+    return card, notes + ([] if "license" in metadata else carried.notes)
 
 
 def upload_command(folder: Path) -> str:

@@ -27,6 +27,7 @@ from mergekit_yoyo.finish.differences import (
 )
 from mergekit_yoyo.finish.donor import Donor, find_donor
 from mergekit_yoyo.finish.donor_check import (
+    any_layer,
     check_against_donor,
     check_complete,
     check_model_type,
@@ -97,14 +98,20 @@ def plan_finish(
     finished = finished_config(donor_config, tensors, source.layers, merged_config)
     notes += finished.notes
 
-    layout = plan_layout(config_from(finished.values), tensors)
+    original = plan_layout(config_from(finished.values), tensors)
+    is_donors = {any_layer(name) for name in tensors} <= {any_layer(name) for name in donor_tensors}
+    layout = original.as_is(tensors) if is_donors else original
     check_against_donor(layout, donor_tensors, str(source.name))
-    check_complete(layout, donor_tensors)
+    check_complete(original, donor_tensors)
     notes += [
         f"{name}: {what}: precision was lost in the merge; without `dtype:` in the YAML it is kept"
         for name, what in lost_precision(layout, donor_tensors).items()
     ]
 
+    if recipe.config.chat_template and merged_config is None:
+        notes.append(
+            "chat_template of the YAML: the run died before it was set; the donor's is used"
+        )
     files = missing_files(merge, source.folder, recipe, source.name)
     notes += renumber_special_tokens(finished.values, merge, source.folder)
     values = both_styles(finished.values) if config_style == "both" else finished.values
