@@ -8,7 +8,8 @@ from mergekit_yoyo import card as cards
 from mergekit_yoyo.finish.body import SECTION
 from mergekit_yoyo.finish.layout import LayoutPlan
 
-_OLDER_LOADERS = "loaders from before transformers 5 (mlx-lm, GGUF converters, older vLLM and GPTQ)"
+# Loaders that know the original format only.
+_OLDER_LOADERS = "mlx-lm, GGUF converters, several vLLM and GPTQ versions"
 _WHO_CARES = {
     "README.md": "the Hub",
     "config.json": "all loaders",
