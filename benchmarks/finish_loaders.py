@@ -48,7 +48,7 @@ def main() -> None:
             donor = write_checkpoint(root / family, family)
             layers = values.get("num_hidden_layers", 2)
             jobs[root / f"{family}-merged"] = passthrough(donor, layers)
-        run_mergekit(jobs)
+        run_mergekit(jobs, root)
         print("| family | merged | finished |\n|---|---|---|")
         for family, merged in zip(FAMILIES, jobs, strict=True):
             finished = finish(plan_finish(merged), output=root / f"{family}-finished")

@@ -207,8 +207,8 @@ def passthrough(model: Path | str, layers: int, extra: str = "") -> str:
     )
 
 
-def run_mergekit(jobs: Mapping[Path, str]) -> dict[Path, str]:
-    """Run mergekit-yaml's own command for each output folder and YAML, all in one process.
+def run_mergekit(jobs: Mapping[Path, str], cwd: Path) -> dict[Path, str]:
+    """Run mergekit-yaml's own command in `cwd` for each output folder and YAML, in one process.
 
     Importing mergekit costs several seconds, which is why there is one process and not one each.
 
@@ -237,6 +237,7 @@ def run_mergekit(jobs: Mapping[Path, str]) -> dict[Path, str]:
         capture_output=True,
         text=True,
         check=False,
+        cwd=cwd,
         env={**os.environ, "HF_HUB_OFFLINE": "1"},
     )
     assert "RESULT" in done.stdout, done.stderr

@@ -63,8 +63,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         f"models:\n- model: {root / 'llama'}\n- model: {wide}\ntokenizer: {{source: union}}\n"
     )
     jobs[root / "second"] = passthrough(root / "qwen3_moe-merged", 3)
-    failed = run_mergekit(jobs)
-    assert {out.name for out, error in failed.items() if error} == {"stretched", "pattern"}
+    shutil.copytree(root / "llama", root / "models" / "a")
+    jobs[root / "offline"] = passthrough("models/a", 2)
+    failed = run_mergekit(jobs, root)
+    died = {out.name for out, error in failed.items() if error}
+    assert died == {"stretched", "pattern", "offline"}
     return root
 
 
@@ -204,6 +207,19 @@ def test_a_run_that_died_is_rescued_with_its_yaml(place: Path, tmp_path: Path) -
     )
     assert (dead / "tokenizer.json").read_bytes() == (place / "qwen3/tokenizer.json").read_bytes()
     assert "pipeline_tag: text-generation" in (dead / "README.md").read_text()
+    assert run(dead, "--check").exit_code == 0
+
+
+def test_a_run_that_died_on_its_card_is_rescued(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dead = shutil.copytree(place / "offline", tmp_path / "dead")
+    assert {path.name for path in dead.iterdir()} == {"config.json", "model.safetensors"}
+    monkeypatch.chdir(place)
+    assert run(dead, "--config", "offline.yml").exit_code == 0
+    files = {path.name for path in (place / "llama").iterdir()} | {"mergekit_config.yml"}
+    assert {path.name for path in dead.iterdir()} == files
+    assert "base_model" not in (dead / "README.md").read_text().split("---")[1]
     assert run(dead, "--check").exit_code == 0
 
 
