@@ -404,6 +404,21 @@ def test_the_card_says_where_the_merge_comes_from(place: Path, merge: Path) -> N
         assert words in text
 
 
+def test_the_card_shows_what_each_input_weighed(place: Path) -> None:
+    from mergekit_yoyo.finish.body import finished_card
+    from mergekit_yoyo.finish.recipe import read_recipe
+
+    recipe = read_recipe(place / "linear.yml")
+    weights = {str(place / "llama"): 0.25, str(place / "llama-other"): 0.75}
+    card, notes = finished_card("", "mine", recipe, weights)
+    assert "| `llama` (local) | apache-2.0 | 25.0% |" in card
+    assert "| `llama-other` (local) | apache-2.0 | 75.0% |" in card
+    assert "\n# mine\n" in card
+    assert notes == []
+    method = "by [Linear](https://arxiv.org/abs/2203.05482), made with"
+    assert method in card
+
+
 def test_a_card_the_hub_would_refuse_stops_before_anything_is_written(merge: Path) -> None:
     card = merge / "README.md"
     card.write_text(card.read_text().replace("tags:", "license: apache\ntags:"))

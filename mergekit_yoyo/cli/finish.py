@@ -83,7 +83,7 @@ def command(
         TimeRemainingColumn(),
     ]
     total = sum(info.nbytes for info in plan.layout.targets.values())
-    with Progress(*columns, console=err, disable=not plan.layout.changed) as bar:
+    with Progress(*columns, console=err, disable=not (plan.layout.changed or output)) as bar:
         task = bar.add_task("weights", total=total)
         target = finish(
             plan,

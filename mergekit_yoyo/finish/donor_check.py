@@ -119,7 +119,9 @@ def check_complete(plan: LayoutPlan, donor: Collection[str]) -> None:
     if parts:
         raise YoyoError(
             f"the merge does not hold the tensors that its config asks for; {'; '.join(parts)}. "
-            "If the run died early, merge again; if its YAML is another one, give --config."
+            "Either the run died early, or mergekit left them out: it does that without a word in "
+            "architectures it only infers, where dense and mixture-of-experts layers mix "
+            "(DeepSeek-V3). If the YAML is another one, give --config."
         )
 
 

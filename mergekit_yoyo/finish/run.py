@@ -1,8 +1,10 @@
 """Finishing a merge: everything is planned first, then written beside it, then swapped in."""
 
+import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -122,24 +124,11 @@ def plan_finish(
     files |= _generation_settings(merge, source.folder, files.get(GENERATION_FILE))
     if not (merge / RECIPE_FILE).is_file():
         files[RECIPE_FILE] = recipe.text.encode()
-    card_file = merge / "README.md"
-    present_card = card_file.read_bytes().decode("utf-8") if card_file.is_file() else ""
-    card, card_notes = finished_card(present_card, name or merge.resolve().name, recipe)
+    card, card_notes = finished_card(_card_of(merge), name or merge.resolve().name, recipe)
     cards.check_card(card)
     files["README.md"] = card.encode()
     notes += card_notes
-
-    differences = layout_difference(layout)
-    for name, content in sorted(files.items()):
-        present = (merge / name).read_bytes() if (merge / name).is_file() else None
-        if present is None:
-            differences.append(Difference(name, "missing"))
-        elif present != content and name == "config.json":
-            differences.append(config_difference(merged_config or {}, values))
-        elif present != content and name == "README.md":
-            differences.append(card_difference(present_card, card))
-        elif present != content:
-            differences.append(Difference(name, "out of date"))
+    differences = layout_difference(layout) + _file_differences(merge, files)
     return FinishPlan(merge, source, layout, files, differences, notes)
 
 
@@ -185,7 +174,7 @@ def finish(
         target = output or plan.merge
         with staged_folder(target, overwrite=output is None, needed_bytes=needed) as staging:
             # Unchanged files are the same data under a second name, unless they are to be a copy.
-            _mirror(plan.merge, staging, skip=stale, link=output is None)
+            _mirror(plan.merge, staging, skip=stale, link=output is None, progress=progress)
             for name, content in plan.files.items():
                 file = staging / name
                 file.parent.mkdir(exist_ok=True)
@@ -210,6 +199,29 @@ def _recipe_of(merge: Path, config: Path | None) -> Recipe:
     return read_recipe(merge / RECIPE_FILE)
 
 
+def _card_of(merge: Path) -> str:
+    file = merge / "README.md"
+    try:
+        return file.read_bytes().decode() if file.is_file() else ""
+    except UnicodeDecodeError as error:
+        raise YoyoError(f"{file}: expected a text in UTF-8: {error}") from None
+
+
+def _file_differences(merge: Path, files: Mapping[str, bytes]) -> list[Difference]:
+    differences = []
+    for name, content in sorted(files.items()):
+        present = _bytes_of(merge / name)
+        if present is None:
+            differences.append(Difference(name, "missing"))
+        elif present != content and name == "config.json":
+            differences.append(config_difference(json.loads(present), json.loads(content)))
+        elif present != content and name == "README.md":
+            differences.append(card_difference(present.decode(), content.decode()))
+        elif present != content:
+            differences.append(Difference(name, "out of date"))
+    return differences
+
+
 def _generation_settings(merge: Path, donor: Path, brought: bytes | None) -> dict[str, bytes]:
     """generation_config.json with the merge's token ids, if it needs rewriting."""
     file = (donor if brought is not None else merge) / GENERATION_FILE
@@ -227,21 +239,31 @@ def _bytes_of(file: Path) -> bytes | None:
     return file.read_bytes() if file.is_file() else None
 
 
-def _mirror(source: Path, target: Path, skip: set[str], link: bool) -> None:
+def _mirror(
+    source: Path,
+    target: Path,
+    *,
+    skip: set[str],
+    link: bool,
+    progress: Callable[[int], Any] | None,
+) -> None:
     """Make `target` hold what `source` holds, but for the files `skip` at its top."""
 
-    def second_name(old: str, new: str) -> None:
-        try:
-            os.link(old, new)
-        except OSError:  # a file system without hard links
-            shutil.copy2(old, new)
+    def place(old: str, new: str) -> None:
+        if link:
+            with suppress(OSError):  # a file system without hard links
+                os.link(old, new)
+                return
+        shutil.copy2(old, new)
+        if progress is not None and old.endswith(".safetensors"):
+            progress(Path(new).stat().st_size)
 
     shutil.copytree(
         source,
         target,
         symlinks=link,  # a copy must stand on its own
         ignore=lambda folder, names: skip & set(names) if Path(folder) == source else set(),
-        copy_function=second_name if link else shutil.copy2,
+        copy_function=place,
         dirs_exist_ok=True,
     )
 
