@@ -281,6 +281,33 @@ def test_a_built_tokenizer_is_kept_and_its_numbers_followed(place: Path, tmp_pat
     assert run(merged, "--check").exit_code == 0
 
 
+def test_the_head_is_tied_or_not_as_the_weights_say(place: Path, tmp_path: Path) -> None:
+    untied = shutil.copytree(place / "qwen3-merged", tmp_path / "untied")
+    tensors = load_file(untied / "model.safetensors")
+    head = torch.randn(64, 32).to(torch.bfloat16)
+    save_file({**tensors, "lm_head.weight": head}, untied / "model.safetensors", {"format": "pt"})
+    result = run(untied)
+    assert "the merge has its own lm_head.weight, so it is untied" in result.stderr
+    assert json.loads((untied / "config.json").read_text())["tie_word_embeddings"] is False
+    model, info = load(untied)
+    assert not info["unexpected_keys"]
+    assert torch.equal(model.lm_head.weight, head.float())
+    assert run(untied, "--check").exit_code == 0
+
+    tied = shutil.copytree(place / "llama-merged", tmp_path / "tied")
+    tensors = load_file(tied / "model.safetensors")
+    del tensors["lm_head.weight"]
+    save_file(tensors, tied / "model.safetensors", {"format": "pt"})
+    assert "missing: lm_head.weight" in run(tied).stderr
+    config = json.loads((tied / "config.json").read_text())
+    (tied / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": True}))
+    assert "the merge has no lm_head.weight, so it is tied" in run(tied).stderr
+    model, info = load(tied)
+    assert not info["missing_keys"]
+    assert torch.equal(model.lm_head.weight, model.model.embed_tokens.weight)
+    assert run(tied, "--check").exit_code == 0
+
+
 def test_files_that_mergekit_forgot_are_brought_along(place: Path, merge: Path) -> None:
     donor = place / "qwen3_moe"
     (donor / "vocab.json").write_text("{}")
