@@ -241,7 +241,7 @@ def test_slices_that_break_a_pattern_keep_each_layers_type(place: Path, tmp_path
 
 def test_lists_of_layers_follow_the_slices(place: Path) -> None:
     from mergekit_yoyo.finish.config import finished_config
-    from mergekit_yoyo.finish.weights import Checkpoint
+    from mergekit_yoyo.finish.weights import Checkpoint, TensorInfo
 
     with Checkpoint(place / "qwen3_moe") as checkpoint:
         tensors = checkpoint.tensors
@@ -252,6 +252,9 @@ def test_lists_of_layers_follow_the_slices(place: Path) -> None:
     assert config["per_layer"] == ["a", "b", "c", "b", "c"]
     assert config["eos_token_id"] == [0, 1, 2]
     assert config["num_hidden_layers"] == 5
+    assert config["torch_dtype"] == "bfloat16"
+    halves = {name: TensorInfo(info.shape, torch.float16) for name, info in tensors.items()}
+    assert finished_config(donor, halves, None).values["torch_dtype"] == "float16"
     glm = json.loads((place / "glm4_moe" / "config.json").read_text())
     assert finished_config(glm, tensors, [0, 0, 1]).values["first_k_dense_replace"] == 2
     with pytest.raises(YoyoError, match="a dense layer after a mixture-of-experts layer"):
@@ -344,6 +347,19 @@ def test_both_spellings_stand_side_by_side(place: Path, family: str) -> None:
         assert both_styles(newer).get(key) == older.get(key)
 
 
+def test_a_donor_in_the_new_spelling_is_pointed_out(place: Path, tmp_path: Path) -> None:
+    donor = shutil.copytree(place / "llama", tmp_path / "donor")
+    shutil.copy(place / "llama-merged" / "config.json", donor)
+    merge = shutil.copytree(place / "llama-merged", tmp_path / "merge")
+    assert "--config-style both adds the one of before" in run(merge, "--donor", donor).stderr
+    result = run(merge, "--donor", donor, "--config-style", "both")
+    assert result.exit_code == 0
+    assert "--config-style" not in result.stderr
+    assert "changed config.json: lacks rope_scaling, rope_theta, torch_dtype" in result.stdout
+    config = json.loads((merge / "config.json").read_text())
+    assert config["rope_theta"] == config["rope_parameters"]["rope_theta"] == 500000.0
+
+
 def test_the_donor_is_the_input_whose_files_the_merge_has(place: Path, tmp_path: Path) -> None:
     merged = place / "linear"
     assert plan_finish(merged).donor.name.path == str(place / "llama")
@@ -366,7 +382,7 @@ def test_a_donor_that_is_a_merge_is_followed(place: Path, tmp_path: Path) -> Non
     assert tensor_bytes(tmp_path / "out") == tensor_bytes(place / "qwen3_moe")
 
 
-def test_a_donor_with_packed_experts_is_looked_like_as_it_is(place: Path, tmp_path: Path) -> None:
+def test_a_donor_is_looked_like_as_it_is_stored(place: Path, tmp_path: Path) -> None:
     packed = shutil.copytree(place / "qwen3_moe-merged", tmp_path / "packed")
     (packed / "mergekit_config.yml").unlink()
     merged = place / "qwen3_moe-merged"
@@ -374,6 +390,10 @@ def test_a_donor_with_packed_experts_is_looked_like_as_it_is(place: Path, tmp_pa
     assert not plan.layout.changed
     finish(plan, output=tmp_path / "out")
     assert tensor_bytes(tmp_path / "out") == tensor_bytes(merged)
+    pickled = shutil.copytree(place / "qwen3_moe", tmp_path / "pickled")
+    torch.save(load_file(pickled / "model.safetensors"), pickled / "pytorch_model.bin")
+    (pickled / "model.safetensors").unlink()
+    assert plan_finish(merged, donor=str(pickled)).layout.changed
     with pytest.raises(YoyoError, match="Tensors that differ"):
         plan_finish(tmp_path / "out", donor=str(place / "llama"))
 
@@ -480,27 +500,32 @@ def test_only_small_files_of_the_hub_are_downloaded_and_online_asks_it(
     place: Path, merge: Path, tmp_path: Path
 ) -> None:
     donor = shutil.copytree(place / "qwen3_moe", tmp_path / "donor")
-    index = {"metadata": {}, "weight_map": dict.fromkeys(tensor_bytes(donor), "model.safetensors")}
-    (donor / "model.safetensors.index.json").write_text(json.dumps(index))
     (merge / "mergekit_config.yml").write_text(passthrough("tiny/moe", 3))
     card = (merge / "README.md").read_text()
     (merge / "README.md").write_text(card.replace("- merge\n", "- merge\n- forbidden\n"))
     before = files_of(merge)
 
-    def finished() -> subprocess.CompletedProcess[str]:
-        environment = {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0"}
+    def finished(home: str) -> subprocess.CompletedProcess[str]:
+        environment = {"HF_ENDPOINT": address, "HF_HUB_OFFLINE": "0"}
+        environment["HF_HOME"] = str(tmp_path / home)
         command = [sys.executable, "-m", "mergekit_yoyo", "finish", merge, "--online"]
         return subprocess.run(
             command, env=os.environ | environment, capture_output=True, text=True, check=False
         )
 
     with serve(donor) as (address, requests):
-        refused = finished()
+        refused = finished("one")  # without an index: tensor names are in the header of the file
         assert refused.returncode == 2
         assert "Error: model card: the Hub refuses it: tags: not like this" in refused.stderr
         assert files_of(merge) == before
         (merge / "README.md").write_text(card)
-        done = finished()
+        index = {
+            "metadata": {},
+            "weight_map": dict.fromkeys(tensor_bytes(donor), "model.safetensors"),
+        }
+        (donor / "model.safetensors.index.json").write_text(json.dumps(index))
+        requests.clear()
+        done = finished("two")
     assert done.returncode == 0, done.stderr
     assert tensor_bytes(merge) == tensor_bytes(donor)
     assert (merge / "config.json").read_bytes() == (donor / "config.json").read_bytes()

@@ -117,6 +117,11 @@ def plan_finish(
     files = missing_files(merge, source.folder, recipe, source.name)
     notes += renumber_special_tokens(finished.values, merge, source.folder)
     values = both_styles(finished.values) if config_style == "both" else finished.values
+    if "rope_parameters" in values and "rope_theta" not in values:
+        notes.append(
+            "config.json: the donor's own has the spelling of transformers 5, which older loaders "
+            "misread: --config-style both adds the one of before"
+        )
     same = values == donor_config
     files["config.json"] = (
         (source.folder / "config.json").read_bytes() if same else json_bytes(values)
