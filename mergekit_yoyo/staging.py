@@ -26,13 +26,19 @@ def staged_folder(target: Path, *, overwrite: bool, needed_bytes: int = 0) -> It
         needed_bytes: what will be written, checked against the free space first.
 
     Raises:
-        YoyoError: `target` exists and `overwrite` is false, is not a folder, or the disk is full.
+        YoyoError: `target` exists and `overwrite` is false, is no folder or the one we are in, or
+            the disk is full.
     """
     target = target.resolve()
     if target.exists() and not target.is_dir():
         raise YoyoError(f"{target}: expected a folder; got a file. Choose another name.")
     if not overwrite and target.exists() and any(target.iterdir()):
         raise YoyoError(f"{target}: this folder exists and is not empty. Choose another name.")
+    if target in (Path.cwd(), *Path.cwd().parents):
+        raise YoyoError(
+            f"{target}: this folder is replaced as a whole, so that a shell in it would be left in "
+            "the old one. Run this from outside of it (cd ..)."
+        )
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         check_disk_space(target.parent, needed_bytes)

@@ -466,6 +466,33 @@ def test_the_card_shows_what_each_input_weighed(place: Path) -> None:
     assert method in card
 
 
+def test_base_model_lists_hub_names_and_keeps_the_users(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mergekit_yoyo.card import read_metadata
+    from mergekit_yoyo.finish.body import finished_card
+    from mergekit_yoyo.finish.recipe import read_recipe
+
+    monkeypatch.chdir(place)  # where models/a is a folder
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    (place / "two.yml").write_text(
+        "merge_method: linear\nparameters: {weight: 0.5}\n"
+        "models:\n- model: models/a\n- model: tiny/absent\n"
+    )
+    # mergekit lists models/a as if it were a name on the Hub
+    present = "---\nbase_model:\n- models/a\n- tiny/absent\n- my/own\ntags: mine\n---\n# T\n"
+    card, notes = finished_card(present, "mine", read_recipe(Path("two.yml")))
+    metadata = read_metadata(card)
+    assert metadata["base_model"] == ["tiny/absent", "my/own"]
+    assert metadata["base_model_relation"] == "merge"
+    assert metadata["tags"] == ["mine", "mergekit", "merge"]
+    assert "license" not in metadata
+    assert notes == [
+        "tiny/absent: taken for a name on the Hub, though no card of it is at hand",
+        "license not set: none is known for tiny/absent",
+    ]
+
+
 def test_a_card_the_hub_would_refuse_stops_before_anything_is_written(merge: Path) -> None:
     card = merge / "README.md"
     card.write_text(card.read_text().replace("tags:", "license: apache\ntags:"))

@@ -47,6 +47,19 @@ def test_replacing_keeps_a_link_a_link(tmp_path: Path) -> None:
     assert [path.name for path in link.iterdir()] == ["new"]
 
 
+def test_the_folder_one_stands_in_is_not_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "model" / "inner").mkdir(parents=True)
+    for place in ("model", "model/inner"):
+        monkeypatch.chdir(tmp_path / place)
+        with (
+            pytest.raises(YoyoError, match="Run this from outside of it"),
+            staged_folder(tmp_path / "model", overwrite=True),
+        ):
+            pass
+
+
 def test_what_cannot_be_written_is_refused_first(tmp_path: Path) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "a").touch()
@@ -67,13 +80,16 @@ def test_what_cannot_be_written_is_refused_first(tmp_path: Path) -> None:
 
 
 def test_a_disk_that_fills_up_is_told_in_a_sentence(tmp_path: Path) -> None:
-    with (
-        pytest.raises(YoyoError, match="the disk filled up"),
-        staged_folder(tmp_path / "model", overwrite=False) as staging,
-        Path("/dev/full").open("w") as full,  # every write to it fails as on a full disk
-    ):
-        (staging / "a").touch()
-        full.write("x")
+    def fill() -> None:
+        with (
+            staged_folder(tmp_path / "model", overwrite=False) as staging,
+            Path("/dev/full").open("w") as full,  # every write to it fails as on a full disk
+        ):
+            (staging / "a").touch()
+            full.write("x")
+
+    with pytest.raises(YoyoError, match="the disk filled up"):
+        fill()
     assert not list(tmp_path.iterdir())
 
 
