@@ -36,6 +36,21 @@ def test_after_a_crash_the_target_is_as_it_was(tmp_path: Path, error: type[BaseE
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
+def test_the_target_comes_back_if_the_move_into_place_fails(tmp_path: Path) -> None:
+    target = tmp_path / "model"
+    target.mkdir()
+    (target / "a").write_text("old")
+
+    def lose() -> None:
+        with staged_folder(target, overwrite=True) as staging:
+            staging.rmdir()  # so that there is nothing to move
+
+    with pytest.raises(FileNotFoundError):
+        lose()
+    assert (target / "a").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
 def test_replacing_keeps_a_link_a_link(tmp_path: Path) -> None:
     (tmp_path / "disk").mkdir()
     (tmp_path / "disk" / "old").touch()
