@@ -5,10 +5,15 @@ Python in that environment, so this module imports nothing but `sys`, and nothin
 its host: whatever fails becomes a warning.
 """
 
+from __future__ import annotations
+
 import sys
-from importlib.machinery import ModuleSpec
-from types import ModuleType
-from typing import Any
+
+TYPE_CHECKING = False  # importing `typing` would cost more than all of this module
+if TYPE_CHECKING:
+    from importlib.machinery import ModuleSpec
+    from types import ModuleType
+    from typing import Any
 
 TARGET = "mergekit.merge_methods"
 
@@ -63,4 +68,4 @@ def install() -> None:
     if TARGET in sys.modules:
         _register()
     elif not any(isinstance(finder, _Finder) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _Finder())  # type: ignore[arg-type]
+        sys.meta_path.insert(0, _Finder())

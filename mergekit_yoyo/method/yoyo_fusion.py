@@ -23,7 +23,7 @@ from mergekit_yoyo.method.parameters import PARAMETERS
 from mergekit_yoyo.method.plan_checks import check_model_files, check_task
 
 
-class YoyoFusion(GroupMergeMethod):
+class YoyoFusion(GroupMergeMethod):  # type: ignore[misc]  # mergekit is not typed
     """`merge_method: yoyo_fusion`.
 
     base_model is one of the inputs, and with `center: anchor` the center. Its policy is IGNORED so
@@ -68,7 +68,7 @@ class YoyoFusion(GroupMergeMethod):
                     f"{', '.join(labels)}. Set base_model, or another center for this tensor."
                 )
         elif parameters["center"] == "anchor":
-            return group.entries[0].tensor
+            return group.tensors[0]  # type: ignore[no-any-return]
         experts = packing_of(group, parameters.pop("experts"))
         return fuse(
             group.tensors, anchor=anchor, experts=experts, name=name, labels=labels, **parameters

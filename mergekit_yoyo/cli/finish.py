@@ -1,0 +1,102 @@
+"""`mergekit-yoyo finish`: make a merge look like the models that went in."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+if TYPE_CHECKING:
+    from mergekit_yoyo.finish import Difference
+
+Folder = click.Path(path_type=Path)
+
+
+@click.command(name="finish")
+@click.argument("merge", type=Folder)
+@click.option(
+    "--check", is_flag=True, help="Only report what would change; exit with 1 if anything would."
+)
+@click.option(
+    "-o", "--output", type=Folder, help="Write a finished copy here and leave MERGE alone."
+)
+@click.option(
+    "--donor",
+    metavar="PATH_OR_REPO",
+    help="The model to look like.  [default: base_model, else the input whose files MERGE has]",
+)
+@click.option(
+    "--config",
+    type=Folder,
+    help="The merge YAML, if mergekit's run died before it left it in MERGE.",
+)
+@click.option(
+    "--config-style",
+    type=click.Choice(["donor", "both"]),
+    default="donor",
+    show_default=True,
+    help="config.json in the donor's spelling, or the old and the new one side by side.",
+)
+@click.option("--max-shard-size", default="5GB", show_default=True, help="Of the weight files.")
+@click.option("--online", is_flag=True, help="Let the Hub itself validate the card as well.")
+def command(
+    merge: Path,
+    check: bool,
+    output: Path | None,
+    donor: str | None,
+    config: Path | None,
+    config_style: Literal["donor", "both"],
+    max_shard_size: str,
+    online: bool,
+) -> None:
+    """Make MERGE, a folder that mergekit wrote, look like the models that went in.
+
+    Tensor names and shapes, config.json, tokenizer files and the model card become those that
+    every loader and the Hub expect. A second run changes nothing.
+    """
+    from mergekit_yoyo.finish import finish, plan_finish, upload_command
+
+    err = Console(stderr=True, highlight=False, soft_wrap=True)
+    with err.status("Comparing the merge with its donor"):
+        plan = plan_finish(
+            merge,
+            config=config,
+            donor=donor,
+            config_style=config_style,
+            name=output.resolve().name if output else None,
+        )
+    err.print(f"donor: {plan.donor.name}", markup=False)
+    for note in plan.notes:
+        err.print(f"note: {note}", markup=False)
+    if not plan.layout.changed:
+        click.echo("weights: already in the donor's layout; left untouched")
+    if check:
+        _list(plan.differences, "would change")
+        click.echo(f"{merge}: {'differs from its donor' if plan.differences else 'nothing to do'}")
+        raise SystemExit(1 if plan.differences else 0)
+
+    columns = [
+        TextColumn("Writing weights"),
+        BarColumn(),
+        DownloadColumn(),
+        TimeRemainingColumn(),
+    ]
+    total = sum(info.nbytes for info in plan.layout.targets.values())
+    with Progress(*columns, console=err, disable=not (plan.layout.changed or output)) as bar:
+        task = bar.add_task("weights", total=total)
+        target = finish(
+            plan,
+            output=output,
+            max_shard_size=max_shard_size,
+            online=online,
+            progress=lambda count: bar.advance(task, count),
+        )
+    _list(plan.differences, "changed")
+    done = "finished" if plan.differences or output else "nothing to do"
+    click.echo(f"{target}: {done}. To publish it:\n\n  {upload_command(target)}")
+
+
+def _list(differences: "list[Difference]", verb: str) -> None:
+    for difference in differences:
+        click.echo(f"{verb} {difference.file}: {difference.what}  [{difference.loaders}]")

@@ -1,0 +1,182 @@
+"""The card of a finished merge: front matter from the inputs, and our section of the body."""
+
+import re
+import shlex
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from mergekit_yoyo import card as cards
+from mergekit_yoyo.errors import YoyoError
+from mergekit_yoyo.finish.donor import card_of
+from mergekit_yoyo.finish.recipe import Recipe
+
+SECTION = "merge"
+_PACKAGES = ("mergekit", "mergekit-yoyo", "transformers", "torch")
+_YOYO_SENTENCES = (
+    "Each tensor of the inputs is scaled to a root mean square of one; a robust center of them is "
+    "found (by default their geometric median), and what sets each input apart from it is weighed "
+    "by Tukey's biweight along the directions that these differences span, which mutes outliers. "
+    "The weighted mean of the differences is added to the center, and the result gets the "
+    "scale and norm of the inputs; no data, training or base model is needed."
+)
+
+
+def finished_card(
+    present: str, name: str, recipe: Recipe, weights: Mapping[str, float] | None = None
+) -> tuple[str, list[str]]:
+    """The model card of a merge, and notes on what could not be said in it.
+
+    The front matter keeps what the user wrote and gains what it lacks; in the body only our
+    marked section is written. The body that mergekit writes says the same as that section and is
+    replaced by it, if nobody changed it.
+
+    Args:
+        present: the card as it is, or an empty text.
+        name: what the model will be called: title of a new card, name in its examples.
+        recipe: the merge YAML.
+        weights: what each input weighed, by the name it has in the YAML.
+
+    Raises:
+        YoyoError: the card as it is has front matter or markers that cannot be read.
+    """
+    metadata = cards.read_metadata(present)
+    inputs = {str(model): _metadata_of(card_of(model)) for model in recipe.inputs}
+    carried = cards.carry(inputs)
+    hub = list(dict.fromkeys(model.path for model in recipe.inputs if model.on_hub))
+    notes = [
+        f"{path}: taken for a name on the Hub, though no card of it is at hand"
+        for path in hub
+        if inputs[path] is None
+    ]
+    # mergekit lists local folders with one slash as Hub names: only what is no input is the user's
+    names = _listed(metadata.get("base_model"))
+    bases = hub + [n for n in names if n not in inputs and n not in hub]
+    tags = _listed(metadata.get("tags"))
+    ours = ["mergekit", "merge"] + ["yoyo-fusion"] * (recipe.method == "yoyo_fusion")
+    changes: dict[str, Any] = {
+        "base_model": bases or None,
+        "base_model_relation": "merge" if bases else None,
+        "library_name": metadata.get("library_name") or "transformers",
+        "tags": tags + [tag for tag in ours if tag not in tags],
+    }
+    if "license" not in metadata:
+        changes |= {k: v for k, v in carried.metadata.items() if k.startswith("license")}
+    for key in ("language", "pipeline_tag"):
+        if key in carried.metadata and key not in metadata:
+            changes[key] = carried.metadata[key]
+    card = cards.update_metadata(_without_mergekits_body(present, recipe, name), changes)
+    section = _section(name, recipe, carried.licenses, weights)
+    card = cards.write_section(card, SECTION, section)
+    return card, notes + ([] if "license" in metadata else carried.notes)
+
+
+def upload_command(folder: Path) -> str:
+    """The line that publishes `folder`, with huggingface_hub's own command."""
+    return f"hf upload YOUR-NAME/{folder.resolve().name} {shlex.quote(str(folder))} ."
+
+
+def _section(
+    name: str,
+    recipe: Recipe,
+    licenses: Mapping[str, str | None],
+    weights: Mapping[str, float] | None,
+) -> str:
+    rows = ["| model | license |" + (" weighed |" if weights else "")]
+    rows.append("|---|---|" + ("---:|" if weights else ""))
+    for model in recipe.inputs:
+        # A local folder is of no use to a reader, and its path may be nobody's business.
+        shown = (
+            f"[{model}](https://huggingface.co/{model})"
+            if model.on_hub
+            else (f"`{Path(model.path).name}` (local)")
+        )
+        shown += " (base)" if model == recipe.base else ""
+        row = f"| {shown} | {licenses[str(model)] or 'not stated'} |"
+        rows.append(row + (f" {weights.get(str(model), 0):.1%} |" if weights else ""))
+    versions = " ".join(f"{package}=={version(package).split('+')[0]}" for package in _PACKAGES)
+    return "\n".join(
+        [
+            "## How it was made",
+            "",
+            _method(recipe.method),
+            "",
+            *rows,
+            "",
+            "```yaml",
+            recipe.text.strip(),
+            "```",
+            "",
+            "To reproduce it, save the YAML above as `merge.yml`:",
+            "",
+            "```sh",
+            f"pip install {versions}",
+            "mergekit-yaml merge.yml ./merged && mergekit-yoyo finish ./merged",
+            "```",
+            "",
+            "## How to use it",
+            "",
+            "```python",
+            "from transformers import AutoModelForCausalLM, AutoTokenizer",
+            "",
+            f'name = "YOUR-NAME/{name}"',
+            "tokenizer = AutoTokenizer.from_pretrained(name)",
+            'model = AutoModelForCausalLM.from_pretrained(name, dtype="auto", device_map="auto")',
+            "```",
+            "",
+            "With MLX (`pip install mlx-lm`):",
+            "",
+            "```sh",
+            f'mlx_lm.generate --model YOUR-NAME/{name} --prompt "Hello"',
+            "```",
+        ]
+    )
+
+
+def _method(name: str) -> str:
+    """What the merge method is, with its reference from mergekit's registry."""
+    from mergekit import merge_methods
+
+    try:
+        spec = merge_methods.get(name).spec
+        title, url = spec.pretty_name or name, (spec.reference_url or "").strip()
+    except RuntimeError:  # a method of a plugin that is not installed here
+        title, url = name, ""
+    shown = f"[{title}]({url})" if url else title
+    made = (
+        f"This is a merge of the models below by {shown}, made with "
+        "[mergekit](https://github.com/arcee-ai/mergekit)."
+    )
+    return f"{made} {_YOYO_SENTENCES}" if name == "yoyo_fusion" else made
+
+
+def _metadata_of(card: str | None) -> dict[str, Any] | None:
+    try:
+        return None if card is None else cards.read_metadata(card)
+    except YoyoError:  # the broken card of an input is not the user's to mend
+        return None
+
+
+def _without_mergekits_body(card: str, recipe: Recipe, name: str) -> str:
+    """`card` with only front matter and a title, if its body is mergekit's, unchanged, or none."""
+    from mergekit.card import CARD_TEMPLATE
+
+    one_line, bullets = r"[^\n]*", r"(?:\* [^\n]*(?:\n|$))*(?:\* [^\n]*)?"
+    fields = {
+        "metadata": r"[\s\S]*?",
+        "name": one_line,
+        "merge_method": one_line,
+        "base_text": one_line,
+        "model_list": bullets,
+        "config_yaml": re.escape(recipe.text),
+    }
+    pattern = re.escape(CARD_TEMPLATE)
+    for field, value in fields.items():
+        pattern = pattern.replace(re.escape(f"{{{field}}}"), f"(?P<{field}>{value})")
+    match = re.fullmatch(pattern, card)
+    return f"---\n{match['metadata']}\n---\n# {name}\n" if match else card or f"# {name}\n"
+
+
+def _listed(value: Any) -> list[str]:
+    return value if isinstance(value, list) else [value] if value else []

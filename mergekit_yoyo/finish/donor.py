@@ -1,0 +1,196 @@
+"""The donor: the model whose checkpoint, config and tokenizer a merge shall look like."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import get_safetensors_metadata, hf_hub_download, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+from mergekit_yoyo.errors import YoyoError
+from mergekit_yoyo.finish.layout import load_config
+from mergekit_yoyo.finish.recipe import RECIPE_FILE, ModelName, Recipe, read_recipe
+from mergekit_yoyo.finish.weights import INDEX_FILE, Checkpoint, TensorInfo, read_json
+
+# What is fetched of a model on the Hub: everything but weights.
+SMALL_FILES = ["*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken", "*.py", "*.md", "*.yml"]
+# Config keys that a merge may set without being of another model.
+_MERGED_KEYS = {
+    *("transformers_version", "dtype", "_name_or_path", "vocab_size", "num_hidden_layers"),
+    *("layer_types", "mlp_only_layers", "first_k_dense_replace", "tie_word_embeddings"),
+    *("quantization_config", "bos_token_id", "eos_token_id", "pad_token_id"),
+}
+
+
+@dataclass(frozen=True)
+class Donor:
+    """A model that is no mergekit output, and which of its layers each layer of the merge is."""
+
+    name: ModelName
+    folder: Path
+    layers: list[int] | None
+
+    def tensors(self) -> dict[str, TensorInfo | None]:
+        """Its tensors by name; without shape and dtype where only the index is at hand.
+
+        Raises:
+            YoyoError: the checkpoint is damaged, or its index cannot be had.
+        """
+        for index in (INDEX_FILE, "pytorch_model.bin.index.json"):
+            if (self.folder / index).is_file():
+                files = read_json(self.folder / index)["weight_map"]
+                whole = all((self.folder / file).is_file() for file in set(files.values()))
+                if whole and index == INDEX_FILE:
+                    break
+                return dict.fromkeys(files)
+        if next(self.folder.glob("*.safetensors"), None) is not None:
+            with Checkpoint(self.folder) as checkpoint:
+                return dict(checkpoint.tensors)
+        single = self.folder / "pytorch_model.bin"
+        if single.is_file():
+            state = torch.load(single, map_location="meta", weights_only=True, mmap=True)
+            return {name: TensorInfo(tuple(t.shape), t.dtype) for name, t in state.items()}
+        if not self.name.on_hub:
+            raise YoyoError(f"{self.folder}: the donor has no weights, so its layout is unknown.")
+        try:
+            metadata = get_safetensors_metadata(self.name.path, revision=self.name.revision)
+        except Exception as error:
+            raise YoyoError(
+                f"{self.name}: its tensor names are not in the Hub cache and could not be asked "
+                f"for ({error}). Go online, or give --donor FOLDER."
+            ) from None
+        return dict.fromkeys(metadata.weight_map)
+
+
+def find_donor(recipe: Recipe, merge: Path, given: str | None = None) -> Donor:
+    """The donor of the merge in folder `merge`.
+
+    It is `given`, else the YAML's base_model, else the first input whose config and tokenizer
+    are those of the merge (mergekit takes each from any of the inputs). One that is itself
+    mergekit output is followed to a model that is not; `given` is taken as it is.
+
+    Raises:
+        YoyoError: a model is not found, none matches, or the merges go round in a circle.
+    """
+    if given is not None:
+        name = ModelName(given)
+        return Donor(name, locate(name), recipe.layers)
+    return _follow(recipe, merge, seen=[merge.resolve()])
+
+
+def locate(name: ModelName) -> Path:
+    """The folder of a model: a local one, its snapshot in the Hub cache, or its small files there.
+
+    Raises:
+        YoyoError: it is neither a folder, nor cached, nor to be had from the Hub.
+    """
+    path = Path(name.path).expanduser()
+    if path.is_dir():
+        return path
+    missing = YoyoError(
+        f"{name}: neither a folder nor a model of the Hub that can be reached from here. Relative "
+        f"paths are those of the folder the merge was run in (now: {Path.cwd()}): run this there, "
+        "or give --donor PATH_OR_REPO."
+    )
+    if not name.on_hub:
+        raise missing
+    try:
+        cached = snapshot_download(name.path, revision=name.revision, local_files_only=True)
+        if (Path(cached) / "config.json").is_file():
+            return Path(cached)
+    except LocalEntryNotFoundError:
+        pass
+    except HFValidationError:
+        raise missing from None
+    try:
+        return Path(
+            snapshot_download(name.path, revision=name.revision, allow_patterns=SMALL_FILES)
+        )
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError):
+        raise missing from None
+
+
+def card_of(name: ModelName) -> str | None:
+    """The model card of an input, where it is at hand or can be downloaded; None if not."""
+    if name.on_hub:
+        try:
+            file = Path(hf_hub_download(name.path, "README.md", revision=name.revision))
+        except (LocalEntryNotFoundError, HfHubHTTPError, OSError, HFValidationError):
+            return None
+    else:
+        file = Path(name.path).expanduser() / "README.md"
+    return file.read_text(encoding="utf-8") if file.is_file() else None
+
+
+def _follow(recipe: Recipe, merge: Path, seen: list[Path]) -> Donor:
+    name = recipe.base or _matching_input(recipe, merge)
+    folder = locate(name)
+    if not (folder / RECIPE_FILE).is_file():
+        return Donor(name, folder, recipe.layers)
+    if folder.resolve() in seen:
+        raise YoyoError(
+            f"{name}: this merge goes into itself ({RECIPE_FILE} of each stage names the next). "
+            "Give --donor PATH_OR_REPO."
+        )
+    earlier = _follow(read_recipe(folder / RECIPE_FILE), folder, [*seen, folder.resolve()])
+    return Donor(earlier.name, earlier.folder, _composed(earlier.layers, recipe.layers))
+
+
+def _composed(earlier: list[int] | None, later: list[int] | None) -> list[int] | None:
+    if earlier is None or later is None:
+        return later if earlier is None else earlier
+    return [earlier[index] for index in later]
+
+
+def _matching_input(recipe: Recipe, merge: Path) -> ModelName:
+    """The first input from which mergekit can have taken config and tokenizer."""
+    if not (merge / "config.json").is_file():  # the run died before it took either
+        return recipe.inputs[0]
+    merged = _comparable(merge)
+    differing = []
+    for name in recipe.inputs:
+        folder = locate(name)
+        if not (folder / "config.json").is_file():  # a LoRA adapter
+            continue
+        if _comparable(folder) != merged:
+            differing.append(f"{name} (config)")
+        elif not recipe.builds_tokenizer and not same_tokenizer(folder, merge):
+            differing.append(f"{name} (tokenizer)")
+        else:
+            return name
+    raise YoyoError(
+        f"{merge}: its config and tokenizer are those of none of its inputs: these differ: "
+        f"{', '.join(differing)}. Without base_model, mergekit takes each from any of them. "
+        "Name the one to follow with --donor PATH_OR_REPO."
+    )
+
+
+def _comparable(folder: Path) -> dict[str, Any]:
+    """A config as transformers reads it, without what merging changes."""
+    values: Mapping[str, Any] = load_config(folder).to_dict()
+    length = values.get("num_hidden_layers")
+    return {
+        key: value
+        for key, value in values.items()
+        if key not in _MERGED_KEYS and not (isinstance(value, list) and len(value) == length)
+    }
+
+
+def same_tokenizer(one: Path, other: Path) -> bool:
+    """Whether two folders hold the same tokenizer, or one of them holds none."""
+    for file in ("tokenizer.json", "tokenizer.model", "vocab.json"):
+        first, second = one / file, other / file
+        if first.is_file() and second.is_file():
+            return first.read_bytes() == second.read_bytes() or (
+                file == "tokenizer.json" and _vocabulary(first) == _vocabulary(second)
+            )
+    return True
+
+
+def _vocabulary(file: Path) -> dict[str, int]:
+    from tokenizers import Tokenizer
+
+    vocabulary: dict[str, int] = Tokenizer.from_file(str(file)).get_vocab()
+    return vocabulary

@@ -1,0 +1,162 @@
+"""Whether converted tensors are what the donor's checkpoint and the config say: no guesses."""
+
+import re
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from mergekit_yoyo.errors import YoyoError
+from mergekit_yoyo.finish.config import parameter_name
+from mergekit_yoyo.finish.layout import LayoutPlan, plan_layout
+from mergekit_yoyo.finish.weights import TensorInfo, main_dtype
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_SHOWN = 3
+
+
+def check_against_donor(
+    plan: LayoutPlan, donor: Mapping[str, TensorInfo | None], donor_name: str
+) -> None:
+    """Refuse a conversion whose names or shapes are not the donor's, layer index aside.
+
+    Rows of the vocabulary may differ, and a head that the merge untied may be new.
+
+    Raises:
+        YoyoError: names the tensors that differ, with what the donor has.
+    """
+    shapes: dict[str, set[tuple[int, ...]]] = defaultdict(set)
+    for name, info in donor.items():
+        shapes[any_layer(name)] |= set() if info is None else {info.shape}
+    head = parameter_name(plan.model, plan.model.get_output_embeddings())
+    embedding = parameter_name(plan.model, plan.model.get_input_embeddings())
+    strange, misshapen = [], []
+    for name, info in plan.targets.items():
+        known = shapes.get(any_layer(name))
+        if known is None and name != head:
+            strange.append(name)
+        elif known:
+            first = 1 if name in (head, embedding) else 0  # 1: without the rows of the vocabulary
+            if info.shape[first:] not in {shape[first:] for shape in known}:
+                misshapen.append(f"{name} {list(info.shape)} (donor: {list(min(known))})")
+    if strange or misshapen:
+        raise _another(
+            donor_name, "architecture or layout", strange, _absent(plan.targets, donor), misshapen
+        )
+
+
+def check_model_type(
+    merged: Mapping[str, Any],
+    tensors: Collection[str],
+    donor_config: Mapping[str, Any],
+    donor: Collection[str],
+    donor_name: str,
+) -> None:
+    """Refuse a donor whose config.json is of another model type than the merge's.
+
+    Raises:
+        YoyoError: names both types and the tensors that differ.
+    """
+    ours, theirs = merged.get("model_type"), donor_config.get("model_type")
+    if ours != theirs:
+        kind = f"model type ({theirs}; merge: {ours})"
+        raise _another(donor_name, kind, _absent(donor, tensors), _absent(tensors, donor), [])
+
+
+def _absent(known: Iterable[str], names: Iterable[str]) -> list[str]:
+    """Those of `names` that `known` has in no layer."""
+    layers = {any_layer(name) for name in known}
+    return [name for name in names if any_layer(name) not in layers]
+
+
+def _another(
+    donor: str, what: str, strange: list[str], absent: list[str], misshapen: list[str]
+) -> YoyoError:
+    parts = [
+        text.format(_some(names))
+        for text, names in [
+            ("{}, which the donor has not", strange),
+            ("the donor's {}, which the merge has not", absent if strange else []),
+            ("shapes: {}", misshapen),
+        ]
+        if names
+    ]
+    return YoyoError(
+        f"donor {donor}: its checkpoint is of another {what} than the merge. Tensors that differ: "
+        f"{'; '.join(parts) or 'none by name'}. Name the right one with --donor."
+    )
+
+
+def check_complete(plan: LayoutPlan, donor: Collection[str]) -> None:
+    """Refuse a merge that lacks tensors which its config asks for, or has more of them.
+
+    Tensors that the config does not ask for are accepted where the donor has them too.
+
+    Raises:
+        YoyoError: names the tensors that are missing, left over or of another shape.
+    """
+    model = plan.model
+    model.tie_weights()
+    state = model.state_dict(keep_vars=True)
+    wanted = plan_layout(
+        model.config, {name: TensorInfo(tuple(t.shape), t.dtype) for name, t in state.items()}
+    ).targets
+    have = plan.targets
+    optional = _tied(model, have)
+    missing = [name for name in wanted if name not in have and name not in optional]
+    extra = [name for name in have if name not in wanted and name not in donor]
+    misshapen = [
+        f"{name} {list(have[name].shape)} (config: {list(info.shape)})"
+        for name, info in wanted.items()
+        if name in have and have[name].shape != info.shape
+    ]
+    parts = [
+        f"{what}: {_some(names)}"
+        for what, names in [("missing", missing), ("left over", extra), ("shapes", misshapen)]
+        if names
+    ]
+    if parts:
+        raise YoyoError(
+            f"the merge does not hold the tensors that its config asks for; {'; '.join(parts)}. "
+            "Either the run died early, or mergekit left them out: it does that without a word in "
+            "architectures it only infers, where dense and mixture-of-experts layers mix "
+            "(DeepSeek-V3). If the YAML is another one, give --config."
+        )
+
+
+def lost_precision(plan: LayoutPlan, donor: Mapping[str, TensorInfo | None]) -> dict[str, str]:
+    """Tensors that a donor of mixed dtypes keeps wider than the merge does: name -> what happened.
+
+    Layers are put together: `model.layers.*.mlp.gate.bias`.
+    """
+    infos = {name: info for name, info in donor.items() if info is not None}
+    if not infos:
+        return {}
+    usual = main_dtype(infos)
+    wide = {any_layer(n): i.dtype for n, i in infos.items() if i.dtype.itemsize > usual.itemsize}
+    lost = {}
+    for name, info in plan.targets.items():
+        dtype = wide.get(any_layer(name))
+        if dtype is not None and info.dtype.itemsize < dtype.itemsize:
+            lost[any_layer(name)] = f"{dtype} in the donor, {info.dtype} in the merge".replace(
+                "torch.", ""
+            )
+    return lost
+
+
+def any_layer(name: str) -> str:
+    """A tensor name with its layer index, the first number in it, replaced by `*`."""
+    return re.sub(r"\.\d+\.", ".*.", name, count=1)
+
+
+def _tied(model: "PreTrainedModel", have: Mapping[str, TensorInfo]) -> set[str]:
+    """Names that need not be in a checkpoint, since they share their data with one that is."""
+    state = model.state_dict(keep_vars=True)
+    present = {id(tensor) for name, tensor in state.items() if name in have}
+    return {name for name, tensor in state.items() if id(tensor) in present and name not in have}
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more

@@ -1,0 +1,108 @@
+"""The merge YAML, read for what it says about the merge: inputs, layers, tokenizer."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import yaml
+from pydantic import ValidationError
+
+from mergekit_yoyo.errors import YoyoError
+
+if TYPE_CHECKING:
+    from mergekit.config import MergeConfiguration, OutputSliceDefinition
+
+RECIPE_FILE = "mergekit_config.yml"
+
+
+@dataclass(frozen=True)
+class ModelName:
+    """A model as the YAML names it: a path, or a name on the Hub, with an optional revision."""
+
+    path: str
+    revision: str | None = None
+
+    @property
+    def on_hub(self) -> bool:
+        """Whether this is a Hub name: `owner/name` or `name`, and no such path exists here."""
+        local = self.path.startswith(("/", "~", ".")) or self.path.count("/") > 1
+        return not local and not Path(self.path).exists()
+
+    def __str__(self) -> str:
+        return self.path
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A merge YAML; made by `read_recipe`."""
+
+    text: str
+    config: "MergeConfiguration"
+    inputs: list[ModelName]
+
+    @property
+    def method(self) -> str:
+        """Name of the merge method."""
+        return str(self.config.merge_method)
+
+    @property
+    def base(self) -> ModelName | None:
+        """The base_model, which mergekit takes config and tokenizer from."""
+        base = self.config.base_model
+        return None if base is None else ModelName(base.model.path, base.model.revision)
+
+    @property
+    def builds_tokenizer(self) -> bool:
+        """Whether mergekit makes the merge's tokenizer anew, so that no input has the same."""
+        return bool(self.config.tokenizer or self.config.tokenizer_source)
+
+    @property
+    def layers(self) -> list[int] | None:
+        """For each layer of the merge, the donor's layer it stands for; None: all, in order."""
+        slices = self._slices
+        if slices is None:
+            return None
+        return [index for part in slices for index in range(*part.sources[0].layer_range)]
+
+    @property
+    def _slices(self) -> "list[OutputSliceDefinition] | None":
+        sliced = [self.config.slices]
+        sliced += [module.slices for module in (self.config.modules or {}).values()]
+        return next((slices for slices in sliced if slices), None)
+
+
+def read_recipe(file: Path) -> Recipe:
+    """Read a merge YAML.
+
+    Raises:
+        YoyoError: the file cannot be read, or mergekit would not accept it.
+    """
+    from mergekit.config import MergeConfiguration
+
+    try:
+        text = file.read_text(encoding="utf-8")
+        config = MergeConfiguration.model_validate(yaml.safe_load(text))
+    except (OSError, UnicodeDecodeError) as error:
+        raise YoyoError(f"{file}: the merge YAML cannot be read: {error}") from None
+    except ValidationError as error:
+        wrong = "; ".join(
+            f"{'.'.join(map(str, detail['loc']))}: {detail['msg']}" for detail in error.errors()
+        )
+        raise YoyoError(f"{file}: mergekit would not accept this merge YAML: {wrong}") from None
+    except (yaml.YAMLError, RuntimeError) as error:  # RuntimeError: mergekit's own validators
+        raise YoyoError(f"{file}: mergekit would not accept this merge YAML: {error}") from None
+    return Recipe(text, config, _inputs(config))
+
+
+def _inputs(config: "MergeConfiguration") -> list[ModelName]:
+    """All models that go in, in the order of the YAML; LoRA adapters after their models."""
+    references = [model.model for model in config.models or []]
+    parts = list(config.slices or [])
+    for module in (config.modules or {}).values():
+        references += [model.model for model in module.models or []]
+        parts += module.slices or []
+    references += [source.model for part in parts for source in part.sources]
+    if config.base_model is not None:
+        references.append(config.base_model)
+    paths = [path for ref in references for path in (ref.model, ref.lora) if path is not None]
+    return list(dict.fromkeys(ModelName(path.path, path.revision) for path in paths))
