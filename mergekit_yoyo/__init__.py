@@ -4,8 +4,9 @@ Importing this package is cheap (no torch, no mergekit): it installs the hook th
 know the method, and names of the algorithm are loaded at first use.
 """
 
-from typing import TYPE_CHECKING
+from mergekit_yoyo import autoload
 
+TYPE_CHECKING = False  # `typing` itself would cost every Python start of the environment
 if TYPE_CHECKING:
     from mergekit_yoyo.algorithm import FusionResult as FusionResult
     from mergekit_yoyo.algorithm import fuse as fuse
@@ -21,3 +22,6 @@ def __getattr__(name: str) -> object:
 
         return getattr(algorithm, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+autoload.install()

@@ -3,6 +3,7 @@
 A crash, an exception or Ctrl-C leaves the target as it was; nothing half-written bears its name.
 """
 
+import errno
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -25,22 +26,39 @@ def staged_folder(target: Path, *, overwrite: bool, needed_bytes: int = 0) -> It
         needed_bytes: what will be written, checked against the free space first.
 
     Raises:
-        YoyoError: `target` exists and `overwrite` is false, is not a folder, or the disk is full.
+        YoyoError: `target` exists and `overwrite` is false, is no folder or the one we are in, or
+            the disk is full.
     """
     target = target.resolve()
     if target.exists() and not target.is_dir():
         raise YoyoError(f"{target}: expected a folder; got a file. Choose another name.")
     if not overwrite and target.exists() and any(target.iterdir()):
         raise YoyoError(f"{target}: this folder exists and is not empty. Choose another name.")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    check_disk_space(target.parent, needed_bytes)
-
-    staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.unfinished-", dir=target.parent))
+    if target in (Path.cwd(), *Path.cwd().parents):
+        raise YoyoError(
+            f"{target}: this folder is replaced as a whole, so that a shell in it would be left in "
+            "the old one. Run this from outside of it (cd ..)."
+        )
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        check_disk_space(target.parent, needed_bytes)
+        staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.unfinished-", dir=target.parent))
+    except OSError as error:
+        raise YoyoError(
+            f"{target.parent}: nothing can be written here ({error.strerror}). "
+            "Choose another folder."
+        ) from None
     try:
         # mkdtemp makes private folders; a model folder has the usual permissions of its place.
         staging.chmod((target if target.exists() else target.parent).stat().st_mode & 0o777)
         yield staging
         _move_into_place(staging, target)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise YoyoError(
+            f"{target}: the disk filled up while it was written. Free some space."
+        ) from None
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 

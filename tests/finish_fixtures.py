@@ -1,9 +1,14 @@
 """Tiny checkpoints as they are published: original tensor layout, older config, all files."""
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from safetensors import deserialize
 
 VOCABULARY = 64
 _SMALL = {
@@ -192,3 +197,68 @@ def write_tokenizer(folder: Path, words: int = VOCABULARY) -> None:
         chat_template=CHAT_TEMPLATE,
     )
     fast.save_pretrained(folder)
+
+
+def passthrough(model: Path | str, layers: int, extra: str = "") -> str:
+    """A merge YAML that copies one model."""
+    return (
+        f"merge_method: passthrough\nslices:\n- sources:\n  - model: {model}\n"
+        f"    layer_range: [0, {layers}]\n{extra}"
+    )
+
+
+def run_mergekit(jobs: Mapping[Path, str], cwd: Path) -> dict[Path, str]:
+    """Run mergekit-yaml's own command in `cwd` for each output folder and YAML, in one process.
+
+    Importing mergekit costs several seconds, which is why there is one process and not one each.
+
+    Returns:
+        What was raised, by folder: empty where the merge went well.
+    """
+    script = (
+        "import json, sys, traceback\n"
+        "from mergekit.scripts.run_yaml import main\n"
+        "failed = {}\n"
+        "for config, out in json.load(sys.stdin):\n"
+        "    try:\n"
+        "        main([config, out], standalone_mode=False)\n"
+        "    except Exception as error:\n"
+        "        failed[out] = repr(error)\n"
+        "print('RESULT' + json.dumps(failed))\n"
+    )
+    arguments = []
+    for out, text in jobs.items():
+        recipe = out.with_suffix(".yml")
+        recipe.write_text(text)
+        arguments.append((str(recipe), str(out)))
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        input=json.dumps(arguments),
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=cwd,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+    )
+    assert "RESULT" in done.stdout, done.stderr
+    failed = json.loads(done.stdout.rsplit("RESULT", 1)[1])
+    return {out: failed.get(str(out), "") for out in jobs}
+
+
+def tensor_bytes(folder: Path) -> dict[str, tuple[str, list[int], bytes]]:
+    """Every tensor of a checkpoint, to the byte, read with the safetensors library."""
+    found = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        for name, tensor in deserialize(file.read_bytes()):
+            assert name not in found
+            found[name] = (tensor["dtype"], tensor["shape"], bytes(tensor["data"]))
+    return found
+
+
+def files_of(folder: Path) -> dict[str, tuple[int, bytes]]:
+    """Every file below a folder, with the moment of its last change and its bytes."""
+    return {
+        str(path.relative_to(folder)): (path.stat().st_mtime_ns, path.read_bytes())
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }

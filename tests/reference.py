@@ -25,7 +25,7 @@ def weiszfeld(u):
         if np.linalg.norm(pull) <= len(u) - len(far):
             return u[k]
     y = u.mean(0)
-    for _ in range(200_000):
+    for _ in range(20_000):
         d = np.linalg.norm(u - y, axis=1)
         if (d == 0).any():
             k = int(np.argmin(d))
@@ -34,7 +34,8 @@ def weiszfeld(u):
             y = y + 1e-6 * np.linalg.norm(far[0] - u[k]) * pull / np.linalg.norm(pull)
             continue
         new = (u / d[:, None]).sum(0) / (1 / d).sum()
-        if np.linalg.norm(new - y) <= 1e-14 * np.linalg.norm(u - u[0], axis=1).max():
+        spread = np.linalg.norm(u - u[0], axis=1).max()
+        if np.linalg.norm(new - y) <= max(1e-13 * spread, 4e-16 * np.linalg.norm(y)):
             return new
         y = new
     return y

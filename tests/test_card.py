@@ -117,7 +117,8 @@ def test_a_full_card_passes_and_keeps_its_users_keys() -> None:
         "base_model_relation: merge\nlanguage: [en, zh]\npipeline_tag: text-generation\n"
         "library_name: transformers\ninference: false\nmine: {deep: [1]}\nmodel-index:\n"
         "- name: x\n  results:\n  - task: {type: text-generation}\n"
-        "    dataset: {type: a/b, name: b}\n    metrics: [{type: acc, value: 0.5, name: acc}]\n---\n# T\n"
+        "    dataset: {type: a/b, name: b}\n"
+        "    metrics: [{type: acc, value: 0.5, name: acc}]\n---\n# T\n"
     )
 
 

@@ -36,6 +36,21 @@ def test_after_a_crash_the_target_is_as_it_was(tmp_path: Path, error: type[BaseE
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
+def test_the_target_comes_back_if_the_move_into_place_fails(tmp_path: Path) -> None:
+    target = tmp_path / "model"
+    target.mkdir()
+    (target / "a").write_text("old")
+
+    def lose() -> None:
+        with staged_folder(target, overwrite=True) as staging:
+            staging.rmdir()  # so that there is nothing to move
+
+    with pytest.raises(FileNotFoundError):
+        lose()
+    assert (target / "a").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
 def test_replacing_keeps_a_link_a_link(tmp_path: Path) -> None:
     (tmp_path / "disk").mkdir()
     (tmp_path / "disk" / "old").touch()
@@ -47,6 +62,19 @@ def test_replacing_keeps_a_link_a_link(tmp_path: Path) -> None:
     assert [path.name for path in link.iterdir()] == ["new"]
 
 
+def test_the_folder_one_stands_in_is_not_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "model" / "inner").mkdir(parents=True)
+    for place in ("model", "model/inner"):
+        monkeypatch.chdir(tmp_path / place)
+        with (
+            pytest.raises(YoyoError, match="Run this from outside of it"),
+            staged_folder(tmp_path / "model", overwrite=True),
+        ):
+            pass
+
+
 def test_what_cannot_be_written_is_refused_first(tmp_path: Path) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "a").touch()
@@ -55,6 +83,7 @@ def test_what_cannot_be_written_is_refused_first(tmp_path: Path) -> None:
     for target, needed, message in [
         ("full", 0, "exists and is not empty"),
         ("file", 0, "expected a folder; got a file"),
+        ("file/new", 0, "nothing can be written here"),
         ("new", 10**18, r"1000000\.0 TB are needed here"),
     ]:
         with (
@@ -63,6 +92,20 @@ def test_what_cannot_be_written_is_refused_first(tmp_path: Path) -> None:
         ):
             pass
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_disk_that_fills_up_is_told_in_a_sentence(tmp_path: Path) -> None:
+    def fill() -> None:
+        with (
+            staged_folder(tmp_path / "model", overwrite=False) as staging,
+            Path("/dev/full").open("w") as full,  # every write to it fails as on a full disk
+        ):
+            (staging / "a").touch()
+            full.write("x")
+
+    with pytest.raises(YoyoError, match="the disk filled up"):
+        fill()
+    assert not list(tmp_path.iterdir())
 
 
 def test_bytes_are_told_in_the_units_of_disks() -> None:

@@ -5,6 +5,7 @@ any size to small inner-product matrices and write the result back; `center`, `r
 `consensus` work on those matrices.
 """
 
-from mergekit_yoyo.algorithm.fusion import FusionResult, fuse
+from mergekit_yoyo.algorithm.fusion import fuse
+from mergekit_yoyo.algorithm.result import FusionResult
 
 __all__ = ["FusionResult", "fuse"]

@@ -74,7 +74,7 @@ def geometric_median(points: Array) -> GeometricMedian:
 def _on_one_line(points: Array, spread: Array) -> NDArray[np.bool_]:
     singular = np.linalg.svd(points - points.mean(1, keepdims=True), compute_uv=False)
     second = singular[:, 1] if singular.shape[1] > 1 else np.zeros(len(points))
-    return second <= ROUND_OFF * np.maximum(spread, np.finfo(float).tiny)
+    return np.asarray(second <= ROUND_OFF * np.maximum(spread, np.finfo(float).tiny))
 
 
 def _median_on_line(points: Array) -> Array:
@@ -96,7 +96,7 @@ def _optimal_data_point(points: Array, spread: Array) -> NDArray[np.bool_]:
     same = distance <= ROUND_OFF * spread[:, None, None]
     unit = np.where(same[..., None], 0.0, difference / np.where(same, 1.0, distance)[..., None])
     pull = np.linalg.norm(unit.sum(2), axis=2)
-    return pull <= same.sum(2)
+    return np.asarray(pull <= same.sum(2))
 
 
 def _descend(points: Array, y: Array, spread: Array) -> tuple[Array, Array]:
@@ -136,9 +136,11 @@ def median_network(k: int) -> tuple[tuple[int, int, bool, bool], ...]:
         q = p
         while q >= 1:
             for start in range(q % p, k - q, 2 * q):
-                for i in range(start, min(start + q, k - q)):
-                    if i // (2 * p) == (i + q) // (2 * p):
-                        comparators.append((i, i + q))
+                comparators += [
+                    (i, i + q)
+                    for i in range(start, min(start + q, k - q))
+                    if i // (2 * p) == (i + q) // (2 * p)
+                ]
             q //= 2
         p *= 2
     needed = {(k - 1) // 2, k // 2}

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from mergekit_yoyo.algorithm.robust import Array, MadMedian, mad_scale, tukey_weights
+from mergekit_yoyo.algorithm.options import MadMedian
+from mergekit_yoyo.algorithm.robust import Array, mad_scale, tukey_weights
 
 NO_RESIDUAL = 1e-7  # step 4: below this largest residual norm the center is the result
 

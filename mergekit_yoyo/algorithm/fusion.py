@@ -8,32 +8,36 @@ Where this deviates from the authors' script of 2025-11-13:
 1. The medians of step 7 are the standard ones (`mad_median="lower"` gives the script's).
 2. The geometric median is converged to 1e-12, also on a data point; K = 2 gives the midpoint.
 3. Scales of zero are floored, and directions at round-off level are rank loss.
-4. Arithmetic is float32 or better, with one rounding at the end.
+4. Arithmetic is float64, with one rounding at the end.
 5. Identical inputs are returned bit for bit.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
-from typing import Literal, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from mergekit_yoyo.algorithm.consensus import consensus
-from mergekit_yoyo.algorithm.packing import WHOLE, Experts, Packing, packing_for, parts
+from mergekit_yoyo.algorithm.options import (
+    EPS,
+    MAX_SCALE,
+    TUKEY_C,
+    Center,
+    Experts,
+    MadMedian,
+    Rescale,
+    check_choice,
+    check_number,
+)
+from mergekit_yoyo.algorithm.packing import WHOLE, Packing, packing_for, parts
 from mergekit_yoyo.algorithm.result import Details, FusionResult
-from mergekit_yoyo.algorithm.robust import Array, MadMedian
-from mergekit_yoyo.algorithm.span import Center, span_of
+from mergekit_yoyo.algorithm.robust import Array
+from mergekit_yoyo.algorithm.span import span_of
 from mergekit_yoyo.algorithm.streaming import weighted_median_sum, weighted_sum
 from mergekit_yoyo.errors import YoyoError
-
-Rescale = Literal["mean", "median"]
-
-TUKEY_C = 4.685  # Tukey's constant: 95 % efficiency on Gaussian data
-MAX_SCALE = 10.0  # lambda_max of step 6
-EPS = 1e-8
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -71,7 +75,7 @@ def fuse(
     """Merge K tensors of one shape with YOYO-Fusion.
 
     tensors: K tensors of one shape and device, float64, float32, bfloat16 or float16, any strides;
-        never written to. Computed in float32 or better, rounded once to the promoted dtype.
+        never written to. Computed in float64, rounded once to the promoted dtype.
     center: the center of step 2; with `anchor` it is the input whose index is given by `anchor`.
     rescale: `mean` is steps 8 and 9 as published; `median` takes medians over the inputs, so that
         an input of wrong scale cannot set the scale of the merge.
@@ -98,7 +102,7 @@ def fuse(
     if len(tensors) == 1 or tensors[0].numel() == 0:
         return FusionResult.untouched(tensors[0])
 
-    packing = packing_for(experts, name) if isinstance(experts, str) else experts
+    packing = experts if isinstance(experts, Packing) else packing_for(experts, name)
     out = torch.empty(tensors[0].shape, dtype=dtype, device=tensors[0].device)
     details = []
     for target, *inputs in zip(*(parts(x, packing) for x in (out, *tensors)), strict=True):
@@ -112,8 +116,7 @@ def fuse(
 def _fuse_problems(tensors: Sequence[Tensor], out: Tensor, settings: _Settings) -> Details | None:
     """Steps 1 to 9 for B problems [B, ...], written to `out`; None if an input is not finite."""
     # steps 1 to 3: RMS, center, residuals
-    anchor = settings.anchor if settings.center == "anchor" else None
-    span = span_of(tensors, settings.center, anchor, settings.eps)
+    span = span_of(tensors, settings.center, settings.anchor, settings.eps)
     if span is None:
         return None
 
@@ -135,16 +138,15 @@ def _fuse_problems(tensors: Sequence[Tensor], out: Tensor, settings: _Settings) 
     scale = mean_rms * settings.average(span.norms) / (norm + settings.eps)
 
     # the same, in terms of the inputs: R_k = u_k - m, u_k = unit_scale_k x_k
-    dtype = torch.float64 if out.dtype == torch.float64 else torch.float32
     remaining_center = 1.0 - update.sum(1)
-    if settings.center == "coordinate_median":
+    if span.around_median:
         coefficients = np.full_like(update, np.nan)
         weights = scale[:, None] * span.unit_scale * update
-        weighted_median_sum(tensors, span.unit_scale, scale * remaining_center, weights, out, dtype)
+        weighted_median_sum(tensors, span.unit_scale, scale * remaining_center, weights, out)
     else:
         of_units = update + remaining_center[:, None] * span.center_weights
         coefficients = scale[:, None] * span.unit_scale * of_units
-        weighted_sum(tensors, coefficients, out, dtype)
+        weighted_sum(tensors, coefficients, out)
     for problem in np.flatnonzero(span.identical):
         out[problem].copy_(tensors[0][problem])
 
@@ -166,9 +168,7 @@ def _fuse_problems(tensors: Sequence[Tensor], out: Tensor, settings: _Settings) 
     )
 
 
-def _promoted_dtype(
-    tensors: Sequence[Tensor], name: str, labels: Sequence[str]
-) -> torch.dtype:
+def _promoted_dtype(tensors: Sequence[Tensor], name: str, labels: Sequence[str]) -> torch.dtype:
     if not tensors:
         raise YoyoError(f"{name}: expected at least one input; got none.")
     if len(labels) != len(tensors):
@@ -191,25 +191,16 @@ def _promoted_dtype(
 
 
 def _check_settings(settings: _Settings, count: int, name: str) -> None:
-    for option, choices in (
-        ("center", get_args(Center)),
-        ("rescale", get_args(Rescale)),
-        ("mad_median", get_args(MadMedian)),
-    ):
-        value = getattr(settings, option)
-        if value not in choices:
-            raise YoyoError(f"{option}: expected one of {', '.join(choices)}; got {value!r}.")
-    for option, lowest in (("tukey_c", 0.0), ("max_scale", 1.0), ("eps", 0.0)):
-        value = getattr(settings, option)
-        if not (np.isfinite(value) and value >= lowest and (value > 0.0)):
-            bound = "a positive number" if lowest == 0.0 else f"a number of at least {lowest:g}"
-            raise YoyoError(f"{option}: expected {bound}; got {value!r}.")
-    if settings.center == "anchor" and (
-        settings.anchor is None or not 0 <= settings.anchor < count
-    ):
+    for option in ("center", "rescale", "mad_median"):
+        check_choice(option, getattr(settings, option))
+    for option in ("tukey_c", "max_scale", "eps"):
+        check_number(option, getattr(settings, option))
+    if settings.center == "anchor" and not 0 <= (settings.anchor or 0) < count:
+        raise YoyoError(f"anchor: expected an index from 0 to {count - 1}; got {settings.anchor}.")
+    if (settings.center == "anchor") != (settings.anchor is not None):
         raise YoyoError(
-            f"{name}: center: anchor needs the index of an input, 0 to {count - 1}, as anchor; "
-            f"got {settings.anchor}."
+            f"{name}: center: anchor and the index `anchor` go together; "
+            f"got center: {settings.center}, anchor: {settings.anchor}."
         )
 
 

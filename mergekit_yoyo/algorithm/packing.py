@@ -6,13 +6,11 @@ merge as E separate gate, up and down tensors would.
 """
 
 from dataclasses import dataclass
-from typing import Literal
 
 from torch import Tensor
 
+from mergekit_yoyo.algorithm.options import Experts, check_choice
 from mergekit_yoyo.errors import YoyoError
-
-Experts = Literal["auto", "packed", "separate"]
 
 
 @dataclass(frozen=True)
@@ -30,13 +28,13 @@ class Packing:
 WHOLE = Packing()
 
 
-def packing_for(experts: Experts, name: str | None) -> Packing:
+def packing_for(experts: Experts, name: str) -> Packing:
     """The packing that a direct call means: `separate` needs only the name to know gate_up.
 
     `auto` is `packed` here, since a bare tensor has no model type to ask.
     """
-    if experts == "separate":
-        return Packing(stacked=True, pieces=2 if "gate_up_proj" in (name or "") else 1)
+    if check_choice("experts", experts) == "separate":
+        return Packing(stacked=True, pieces=2 if "gate_up_proj" in name else 1)
     return WHOLE
 
 

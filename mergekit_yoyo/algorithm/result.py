@@ -69,4 +69,5 @@ class FusionResult(Details):
     @classmethod
     def untouched(cls, tensor: Tensor) -> "FusionResult":
         """The result of a merge with nothing to do."""
-        return cls(tensor=tensor, **{field.name: np.empty(0) for field in fields(Details)})
+        nothing: dict[str, Any] = {field.name: np.empty(0) for field in fields(Details)}
+        return cls(tensor=tensor, **nothing)

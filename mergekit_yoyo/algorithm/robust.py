@@ -1,12 +1,11 @@
 """Robust statistics of K numbers: medians, the MAD scale and Tukey's biweight (step 7)."""
 
-from typing import Literal
-
 import numpy as np
 from numpy.typing import NDArray
 
+from mergekit_yoyo.algorithm.options import MadMedian
+
 Array = NDArray[np.float64]
-MadMedian = Literal["standard", "lower"]
 
 MAD_TO_SIGMA = 1.4826  # the MAD of a Gaussian times this is its standard deviation
 SCALE_FLOOR = 1e-12  # a scale of zero would reject every input that is not exactly at zero
@@ -19,7 +18,7 @@ def median(values: Array, axis: int, kind: MadMedian = "standard") -> Array:
     """
     if kind == "lower":
         middle = (values.shape[axis] - 1) // 2
-        return np.take(np.sort(values, axis=axis), middle, axis=axis)
+        return np.asarray(np.take(np.sort(values, axis=axis), middle, axis=axis))
     return np.asarray(np.median(values, axis=axis))
 
 

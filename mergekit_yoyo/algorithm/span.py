@@ -8,7 +8,6 @@ every inner product. With the coordinate-wise median the basis is m, R_1 .. R_K 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Literal
 
 import numpy as np
 import torch
@@ -16,13 +15,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mergekit_yoyo.algorithm.center import geometric_median
+from mergekit_yoyo.algorithm.options import Center
 from mergekit_yoyo.algorithm.robust import Array
 from mergekit_yoyo.algorithm.streaming import difference_gram, median_gram, squared_norms
 
-Center = Literal["geometric_median", "coordinate_median", "anchor"]
-
-EXACT_BELOW = 2**16  # elements up to which float64 costs nothing worth saving
-FLOAT32_RESOLVES = 1e-4  # smallest to largest squared norm that float32 products keep apart
 ROUND_OFF = 1e-7  # singular values of a float64 Gram below this times the largest norm are noise
 
 
@@ -33,8 +29,9 @@ class Span:
     gram: [B, M, M] of the basis. center: [B, M] and residuals: [B, K, M], coefficients of m and
     R_k. rms, norms: [B, K], r_k and ||x_k||. unit_scale: [B, K], u_k = unit_scale_k x_k.
     center_weights: [B, K], m = sum_k center_weights_k u_k, or NaN. noise: [B], the singular value
-    of R at which round-off begins. identical: [B], all inputs alike. iterations, status: [B], of
-    the geometric median.
+    of R at which round-off begins. identical: [B], all inputs alike. around_median: the basis is
+    m, R_1 .. R_K, and m no combination of the inputs. iterations, status: [B], of the geometric
+    median.
     """
 
     gram: Array
@@ -46,6 +43,7 @@ class Span:
     center_weights: Array
     noise: Array
     identical: NDArray[np.bool_]
+    around_median: bool
     iterations: NDArray[np.int64]
     status: NDArray[np.str_]
 
@@ -64,33 +62,16 @@ def span_of(
 ) -> Span | None:
     """Stream the inputs [B, ...] and return their span, or None where they are not finite.
 
-    Large inputs on a CPU are multiplied in float32, which is exact enough for fine-tunes of one
-    model; where it is not (an outlier, a wrong scale, overflow) they are read again in float64. A
-    GPU always uses float64, so as to wait for the device only once.
+    Of two inputs both medians are the midpoint, which is a combination of them.
     """
-    for dtype in _working_dtypes(tensors[0]):
-        if center == "coordinate_median":
-            span = _around_median(tensors, eps, dtype)
-        else:
-            span = _of_inputs(tensors, anchor, eps, dtype)
-        if span is not None:
-            return span
-    return None
+    if center == "coordinate_median" and len(tensors) > 2:
+        return _around_median(tensors, eps)
+    return _of_inputs(tensors, anchor, eps)
 
 
-def _working_dtypes(first: Tensor) -> tuple[torch.dtype, ...]:
-    float32_is_exact = torch.get_float32_matmul_precision() == "highest"
-    small = prod(first.shape[1:]) <= EXACT_BELOW
-    if first.device.type != "cpu" or first.dtype == torch.float64 or small or not float32_is_exact:
-        return (torch.float64,)
-    return (torch.float32, torch.float64)
-
-
-def _of_inputs(
-    tensors: Sequence[Tensor], anchor: int | None, eps: float, dtype: torch.dtype
-) -> Span | None:
+def _of_inputs(tensors: Sequence[Tensor], anchor: int | None, eps: float) -> Span | None:
     count, pivot = len(tensors), anchor or 0
-    gram = difference_gram(tensors, pivot, dtype).cpu().numpy()
+    gram = difference_gram(tensors, pivot).cpu().numpy()
     if not np.isfinite(gram).all():
         return None
     inputs = np.eye(count)
@@ -101,13 +82,8 @@ def _of_inputs(
     norms, rms, unit_scale = _scales(squares, tensors[0], eps)
     units = unit_scale[:, :, None] * inputs
 
-    # what entered the differences u_k - u_p, against the smallest spread that must be told from it
-    entering = (units - units[:, pivot : pivot + 1]) ** 2 * _diagonal(gram)[:, None, :]
-    largest = entering.max((1, 2))
-    spread = units - units.mean(1, keepdims=True)
-    eigenvalues, vectors = np.linalg.eigh(_inner(spread, gram))
-    if dtype == torch.float32 and (eigenvalues[:, 1] <= FLOAT32_RESOLVES * largest).any():
-        return None
+    # the largest squared norm that entered the differences u_k - u_p sets the round-off
+    largest = ((units - units[:, pivot : pivot + 1]) ** 2 * _diagonal(gram)[:, None]).max((1, 2))
     identical = np.delete(_diagonal(gram), pivot, axis=1).max(1) == 0
 
     # step 2
@@ -116,6 +92,8 @@ def _of_inputs(
     if anchor is not None:
         weights = np.broadcast_to(np.eye(count)[anchor], (len(gram), count))
     else:
+        spread = _inner(units - units.mean(1, keepdims=True), gram)
+        eigenvalues, vectors = np.linalg.eigh(spread)
         points = vectors * np.sqrt(np.maximum(eigenvalues, 0.0))[:, None, :]
         found = geometric_median(points)
         weights, iterations, status = found.weights, found.iterations, found.status
@@ -131,25 +109,22 @@ def _of_inputs(
         center_weights=weights,
         noise=ROUND_OFF * np.sqrt(largest),
         identical=identical,
+        around_median=False,
         iterations=iterations,
         status=status,
     )
 
 
-def _around_median(tensors: Sequence[Tensor], eps: float, dtype: torch.dtype) -> Span | None:
+def _around_median(tensors: Sequence[Tensor], eps: float) -> Span | None:
     count = len(tensors)
-    squares = squared_norms(tensors, dtype).cpu().numpy()
+    squares = squared_norms(tensors).cpu().numpy()
     if not np.isfinite(squares).all():
         return None
     norms, rms, unit_scale = _scales(squares, tensors[0], eps)
-    gram = median_gram(tensors, unit_scale, dtype).cpu().numpy()
+    gram = median_gram(tensors, unit_scale).cpu().numpy()
     if not np.isfinite(gram).all():
         return None
-    residual_gram = gram[:, 1:, 1:]
-    largest = _diagonal(residual_gram).max(1)
-    smallest_kept = np.linalg.eigvalsh(residual_gram)[:, 1]
-    if dtype == torch.float32 and (smallest_kept <= FLOAT32_RESOLVES * largest).any():
-        return None
+    largest = _diagonal(gram)[:, 1:].max(1)
     basis = np.broadcast_to(np.eye(count + 1), (len(gram), count + 1, count + 1))
     identical = np.array(
         [
@@ -168,6 +143,7 @@ def _around_median(tensors: Sequence[Tensor], eps: float, dtype: torch.dtype) ->
         center_weights=nothing,
         noise=ROUND_OFF * np.sqrt(largest),
         identical=identical,
+        around_median=True,
         iterations=np.zeros(len(gram), dtype=np.int64),
         status=np.full(len(gram), "direct"),
     )

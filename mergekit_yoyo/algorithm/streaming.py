@@ -10,8 +10,9 @@ packed one), of any dtype and strides, and reads them tile by tile into a scratc
   residuals from it,
 - `weighted_sum` and `weighted_median_sum`: the results of step 9.
 
-Products and sums inside a block of 1024 elements use the working dtype; blocks are added in
-float64. Nothing here waits for the device: the caller fetches one small matrix.
+All in float64, chunk by chunk. float32 would be a little faster and is not enough: fine-tunes of
+one model leave nearly equal singular values, whose directions turn with errors of 1e-9. Nothing
+here waits for the device: the caller fetches one small matrix.
 """
 
 from collections.abc import Iterator, Sequence
@@ -24,7 +25,7 @@ from torch import Tensor
 from mergekit_yoyo.algorithm.center import median_network
 from mergekit_yoyo.algorithm.robust import Array
 
-BLOCK = 1024  # elements whose products are added in the working dtype
+BLOCK = 1024  # elements in one matrix product; many of them make a batch
 MIB = 2**20
 Tile = tuple[slice, ...]
 
@@ -67,15 +68,15 @@ def flattened(tensors: Sequence[Tensor]) -> list[Tensor]:
 
 
 class _Scratch:
-    """Rows of working dtype for one tile at a time, padded with zeros to whole blocks."""
+    """Rows of float64 for one tile at a time, padded with zeros to whole blocks."""
 
-    def __init__(self, rows: int, like: Tensor, dtype: torch.dtype) -> None:
-        budget = scratch_bytes(like.device) // (rows * dtype.itemsize) // BLOCK * BLOCK
+    def __init__(self, rows: int, like: Tensor) -> None:
+        budget = scratch_bytes(like.device) // (rows * 8) // BLOCK * BLOCK
         problem = self._padded(prod(like.shape[1:]))
         size = min(budget, like.shape[0] * problem)
         whole_problems = size // problem * prod(like.shape[1:])
         self.max_elements = whole_problems or size
-        self._buffer = torch.empty((rows, size), dtype=dtype, device=like.device)
+        self._buffer = torch.empty((rows, size), dtype=torch.float64, device=like.device)
 
     @staticmethod
     def _padded(n: int) -> int:
@@ -92,14 +93,14 @@ class _Scratch:
 
 
 def _inner_products(rows: Tensor) -> Tensor:
-    """[g, R, R] float64 inner products of [R, g, n] rows, blocks of BLOCK added in float64."""
+    """[g, R, R] inner products of the rows [R, g, n]."""
     count, g, n = rows.shape
     blocks = rows.reshape(count, -1, min(BLOCK, n)).transpose(0, 1)
     products = torch.bmm(blocks, blocks.transpose(1, 2))
-    return products.view(g, -1, count, count).sum(1, dtype=torch.float64)
+    return products.view(g, -1, count, count).sum(1)
 
 
-def difference_gram(tensors: Sequence[Tensor], pivot: int, dtype: torch.dtype) -> Tensor:
+def difference_gram(tensors: Sequence[Tensor], pivot: int) -> Tensor:
     """[B, K, K] float64 Gram matrix of x_p (row p) and x_k - x_p (the other rows).
 
     Differences are taken before the products: a Gram of raw inputs would cancel for fine-tunes,
@@ -107,7 +108,7 @@ def difference_gram(tensors: Sequence[Tensor], pivot: int, dtype: torch.dtype) -
     """
     tensors = flattened(tensors)
     first = tensors[0]
-    scratch = _Scratch(len(tensors), first, dtype)
+    scratch = _Scratch(len(tensors), first)
     gram = first.new_zeros((first.shape[0], len(tensors), len(tensors)), dtype=torch.float64)
     for tile in tiles(first.shape, scratch.max_elements):
         shape = first[tile].shape
@@ -122,11 +123,11 @@ def difference_gram(tensors: Sequence[Tensor], pivot: int, dtype: torch.dtype) -
     return gram
 
 
-def squared_norms(tensors: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+def squared_norms(tensors: Sequence[Tensor]) -> Tensor:
     """[B, K] float64: ||x_k||^2."""
     tensors = flattened(tensors)
     first = tensors[0]
-    scratch = _Scratch(1, first, dtype)
+    scratch = _Scratch(1, first)
     norms = first.new_zeros((first.shape[0], len(tensors)), dtype=torch.float64)
     for tile in tiles(first.shape, scratch.max_elements):
         shape = first[tile].shape
@@ -134,19 +135,20 @@ def squared_norms(tensors: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
         rows = scratch.rows(shape)
         for k, x in enumerate(tensors):
             rows[0, :, :n].view(shape).copy_(x[tile])
-            norms[tile[0], k] += _inner_products(rows)[:, 0, 0]
+            blocks = rows.view(shape[0], -1, min(BLOCK, n))
+            norms[tile[0], k] += torch.linalg.vector_norm(blocks, dim=2).square().sum(1)
     return norms
 
 
-def median_gram(tensors: Sequence[Tensor], scale: Array, dtype: torch.dtype) -> Tensor:
+def median_gram(tensors: Sequence[Tensor], scale: Array) -> Tensor:
     """[B, K+1, K+1] float64 Gram matrix of m (row 0) and R_k = u_k - m, u_k = scale_k x_k.
 
     scale: [B, K] on the host; m is the coordinate-wise median of the u_k.
     """
     tensors = flattened(tensors)
     first, k = tensors[0], len(tensors)
-    scratch = _Scratch(2 * k + 1, first, dtype)
-    factors = torch.from_numpy(scale).to(device=first.device, dtype=dtype)
+    scratch = _Scratch(2 * k + 3, first)
+    factors = torch.from_numpy(scale).to(first.device)
     gram = first.new_zeros((first.shape[0], k + 1, k + 1), dtype=torch.float64)
     for tile in tiles(first.shape, scratch.max_elements):
         rows = scratch.rows(first[tile].shape)
@@ -158,15 +160,16 @@ def median_gram(tensors: Sequence[Tensor], scale: Array, dtype: torch.dtype) -> 
     return gram
 
 
-def weighted_sum(
-    tensors: Sequence[Tensor], weights: Array, out: Tensor, dtype: torch.dtype
-) -> None:
-    """Write sum_k weights_k x_k to `out`, added in `dtype` and rounded once.
+def weighted_sum(tensors: Sequence[Tensor], weights: Array, out: Tensor) -> None:
+    """Write sum_k weights_k x_k to `out`, rounded once.
+
+    Half-precision fine-tunes are full of ties: the mean of two neighboring bfloat16 values lies
+    exactly between them, and float32 round-off would toss a coin for each.
 
     weights: [B, K] on the host.
     """
     *tensors, out = flattened([*tensors, out])
-    scratch = _Scratch(2, out, dtype)
+    scratch = _Scratch(2, out)
     for tile in tiles(out.shape, scratch.max_elements):
         target = out[tile]
         total, product = (
@@ -184,7 +187,6 @@ def weighted_median_sum(
     center_weight: Array,
     weights: Array,
     out: Tensor,
-    dtype: torch.dtype,
 ) -> None:
     """Write center_weight m + sum_k weights_k x_k to `out`, m as in `median_gram`.
 
@@ -192,9 +194,9 @@ def weighted_median_sum(
     """
     *tensors, out = flattened([*tensors, out])
     k = len(tensors)
-    scratch = _Scratch(2 * k + 1, out, dtype)
-    factors = torch.from_numpy(scale).to(device=out.device, dtype=dtype)
-    center_factor = torch.from_numpy(center_weight[:, None]).to(device=out.device, dtype=dtype)
+    scratch = _Scratch(2 * k + 3, out)
+    factors = torch.from_numpy(scale).to(out.device)
+    center_factor = torch.from_numpy(center_weight[:, None]).to(out.device)
     for tile in tiles(out.shape, scratch.max_elements):
         target = out[tile]
         rows = scratch.rows(target.shape)
@@ -218,7 +220,7 @@ def _add_weighted(
             if weight != 0.0:
                 total.add_(x[tile], alpha=weight)
         return
-    factors = torch.from_numpy(rows).to(device=total.device, dtype=total.dtype)
+    factors = torch.from_numpy(rows).to(total.device)
     for k, x in enumerate(tensors):
         product.copy_(x[tile])
         total.add_(product.mul_(factors[:, k].view(-1, *[1] * (total.ndim - 1))))
@@ -233,24 +235,22 @@ def _load_scaled(units: Tensor, tensors: Sequence[Tensor], factors: Tensor, tile
 
 
 def _median_into(center: Tensor, units: Tensor, scratch: Tensor) -> None:
-    """Coordinate-wise median of the K rows of `units` by minima and maxima, no sort."""
+    """Coordinate-wise median of the K rows of `units` by minima and maxima, no sort.
+
+    scratch: K + 2 rows. A comparator writes to free rows of it, so `units` is never copied.
+    """
     k = len(units)
-    scratch.copy_(units)
-    place = list(scratch)
-    spare = center
+    place, free = list(units), list(scratch)
+    owned = [False] * k
     for i, j, keep_min, keep_max in median_network(k):
         low, high = place[i], place[j]
-        if keep_min and keep_max:
-            torch.minimum(low, high, out=spare)
-            torch.maximum(low, high, out=high)
-            place[i], spare = spare, low
-        elif keep_min:
-            torch.minimum(low, high, out=low)
-        else:
-            torch.maximum(low, high, out=high)
-    lower, upper = place[(k - 1) // 2], place[k // 2]
+        lower, upper = owned[i], owned[j]
+        for kept, at, select in ((keep_min, i, torch.minimum), (keep_max, j, torch.maximum)):
+            if kept:
+                place[at], owned[at] = select(low, high, out=free.pop()), True
+        free += [row for row, mine in ((low, lower), (high, upper)) if mine]
     if k % 2:
-        center.copy_(lower)
+        center.copy_(place[k // 2])
     else:
-        torch.add(lower, upper, out=spare)
-        torch.mul(spare, 0.5, out=center)
+        torch.add(place[k // 2 - 1], place[k // 2], out=center)
+        center.mul_(0.5)

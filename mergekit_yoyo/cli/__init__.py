@@ -10,7 +10,7 @@ from mergekit_yoyo.errors import YoyoError
 
 # name -> (module that holds a click command called `command`, one line of help)
 COMMANDS: dict[str, tuple[str, str]] = {
-    "doctor": ("mergekit_yoyo.cli.doctor", "Say whether mergekit knows the method, and how to mend it if not."),
+    "doctor": ("mergekit_yoyo.cli.doctor", "Say whether mergekit knows yoyo_fusion."),
     "finish": ("mergekit_yoyo.cli.finish", "Make a merge look like the models that went in."),
     "mlx": ("mergekit_yoyo.cli.mlx", "Convert a merge to a quantized MLX model, verified."),
 }

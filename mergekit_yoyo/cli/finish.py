@@ -1,11 +1,14 @@
 """`mergekit-yoyo finish`: make a merge look like the models that went in."""
 
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import click
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+if TYPE_CHECKING:
+    from mergekit_yoyo.finish import Difference
 
 Folder = click.Path(path_type=Path)
 
@@ -56,17 +59,21 @@ def command(
 
     err = Console(stderr=True, highlight=False, soft_wrap=True)
     with err.status("Comparing the merge with its donor"):
-        plan = plan_finish(merge, config=config, donor=donor, config_style=config_style)
+        plan = plan_finish(
+            merge,
+            config=config,
+            donor=donor,
+            config_style=config_style,
+            name=output.resolve().name if output else None,
+        )
     err.print(f"donor: {plan.donor.name}", markup=False)
     for note in plan.notes:
         err.print(f"note: {note}", markup=False)
-    for difference in plan.differences:
-        line = f"{difference.file}: {difference.what}  [{difference.loaders}]"
-        click.echo(f"would change {line}" if check else line)
     if not plan.layout.changed:
         click.echo("weights: already in the donor's layout; left untouched")
     if check:
-        click.echo(f"{merge}: {'differs' if plan.differences else 'nothing to do'}")
+        _list(plan.differences, "would change")
+        click.echo(f"{merge}: {'differs from its donor' if plan.differences else 'nothing to do'}")
         raise SystemExit(1 if plan.differences else 0)
 
     columns = [
@@ -76,7 +83,7 @@ def command(
         TimeRemainingColumn(),
     ]
     total = sum(info.nbytes for info in plan.layout.targets.values())
-    with Progress(*columns, console=err, disable=not plan.layout.changed) as bar:
+    with Progress(*columns, console=err, disable=not (plan.layout.changed or output)) as bar:
         task = bar.add_task("weights", total=total)
         target = finish(
             plan,
@@ -85,5 +92,11 @@ def command(
             online=online,
             progress=lambda count: bar.advance(task, count),
         )
+    _list(plan.differences, "changed")
     done = "finished" if plan.differences or output else "nothing to do"
     click.echo(f"{target}: {done}. To publish it:\n\n  {upload_command(target)}")
+
+
+def _list(differences: "list[Difference]", verb: str) -> None:
+    for difference in differences:
+        click.echo(f"{verb} {difference.file}: {difference.what}  [{difference.loaders}]")

@@ -15,11 +15,11 @@ from mergekit_yoyo.finish.recipe import Recipe
 SECTION = "merge"
 _PACKAGES = ("mergekit", "mergekit-yoyo", "transformers", "torch")
 _YOYO_SENTENCES = (
-    "Every tensor of the inputs is scaled to a common size, and a robust center of them (by "
-    "default their geometric median) is found. What sets each input apart from the center is "
-    "projected onto the main directions that the inputs share, where Tukey's biweight mutes the "
-    "values that stand out. The robust mean of the rest is added to the center; no data, training "
-    "or base model is needed."
+    "Each tensor of the inputs is scaled to a root mean square of one; a robust center of them is "
+    "found (by default their geometric median), and what sets each input apart from it is weighed "
+    "by Tukey's biweight along the directions that these differences span, which mutes outliers. "
+    "The weighted mean of the differences is added to the center, and the result gets the "
+    "scale and norm of the inputs; no data, training or base model is needed."
 )
 
 
@@ -34,7 +34,7 @@ def finished_card(
 
     Args:
         present: the card as it is, or an empty text.
-        name: the title of a new card.
+        name: what the model will be called: title of a new card, name in its examples.
         recipe: the merge YAML.
         weights: what each input weighed, by the name it has in the YAML.
 
@@ -44,7 +44,12 @@ def finished_card(
     metadata = cards.read_metadata(present)
     inputs = {str(model): _metadata_of(card_of(model)) for model in recipe.inputs}
     carried = cards.carry(inputs)
-    hub = [model.path for model in recipe.inputs if model.on_hub]
+    hub = list(dict.fromkeys(model.path for model in recipe.inputs if model.on_hub))
+    notes = [
+        f"{path}: taken for a name on the Hub, though no card of it is at hand"
+        for path in hub
+        if inputs[path] is None
+    ]
     # mergekit lists local folders with one slash as Hub names: only what is no input is the user's
     names = _listed(metadata.get("base_model"))
     bases = hub + [n for n in names if n not in inputs and n not in hub]
@@ -61,10 +66,10 @@ def finished_card(
     for key in ("language", "pipeline_tag"):
         if key in carried.metadata and key not in metadata:
             changes[key] = carried.metadata[key]
-    card = cards.update_metadata(_without_mergekits_body(present, recipe) or f"# {name}\n", changes)
+    card = cards.update_metadata(_without_mergekits_body(present, recipe, name), changes)
     section = _section(name, recipe, carried.licenses, weights)
     card = cards.write_section(card, SECTION, section)
-    return card, [] if "license" in metadata else carried.notes
+    return card, notes + ([] if "license" in metadata else carried.notes)
 
 
 def upload_command(folder: Path) -> str:
@@ -90,7 +95,7 @@ def _section(
         shown += " (base)" if model == recipe.base else ""
         row = f"| {shown} | {licenses[str(model)] or 'not stated'} |"
         rows.append(row + (f" {weights.get(str(model), 0):.1%} |" if weights else ""))
-    versions = " ".join(f"{package}=={version(package)}" for package in _PACKAGES)
+    versions = " ".join(f"{package}=={version(package).split('+')[0]}" for package in _PACKAGES)
     return "\n".join(
         [
             "## How it was made",
@@ -153,8 +158,8 @@ def _metadata_of(card: str | None) -> dict[str, Any] | None:
         return None
 
 
-def _without_mergekits_body(card: str, recipe: Recipe) -> str:
-    """`card` with only front matter and title left of it, if its body is mergekit's, unchanged."""
+def _without_mergekits_body(card: str, recipe: Recipe, name: str) -> str:
+    """`card` with only front matter and a title, if its body is mergekit's, unchanged, or none."""
     from mergekit.card import CARD_TEMPLATE
 
     one_line, bullets = r"[^\n]*", r"(?:\* [^\n]*(?:\n|$))*(?:\* [^\n]*)?"
@@ -167,10 +172,10 @@ def _without_mergekits_body(card: str, recipe: Recipe) -> str:
         "config_yaml": re.escape(recipe.text),
     }
     pattern = re.escape(CARD_TEMPLATE)
-    for name, value in fields.items():
-        pattern = pattern.replace(re.escape(f"{{{name}}}"), f"(?P<{name}>{value})")
+    for field, value in fields.items():
+        pattern = pattern.replace(re.escape(f"{{{field}}}"), f"(?P<{field}>{value})")
     match = re.fullmatch(pattern, card)
-    return f"---\n{match['metadata']}\n---\n# {match['name']}\n" if match else card
+    return f"---\n{match['metadata']}\n---\n# {name}\n" if match else card or f"# {name}\n"
 
 
 def _listed(value: Any) -> list[str]:

@@ -12,11 +12,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 # Lists of layer indices, by the names they have in transformers' configurations.
-_INDEX_LISTS = ("mlp_only_layers", "moe_layers", "dense_layers", "full_attn_layers", "swa_layers")
+_INDEX_LISTS = frozenset(
+    {"mlp_only_layers", "moe_layers", "full_attn_idxs", "local_layer_ids", "rope_scaling_layers"}
+)
 # A list of one value per layer is known by its length; these are lists of other things.
 _OTHER_LISTS = ("architectures", "eos_token_id", "bos_token_id", "pad_token_id", "head_dims")
 _LAYER_COUNTS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers")
-_EXPERT_COUNTS = ("num_experts", "num_local_experts")
 
 
 @dataclass
@@ -44,12 +45,8 @@ def finished_config(
     Raises:
         YoyoError: the layers of the YAML are not those of the weights, or cannot be expressed.
     """
-    config = {**donor}
+    config, text = _copy(donor)
     result = FinishedConfig(config)
-    # The text model's values lie one level deeper in configurations of several modalities.
-    text = config["text_config"] = {**config["text_config"]} if "text_config" in config else config
-    if text is config:
-        del config["text_config"]
     model = meta_model(config_from(donor))
 
     _set_layers(text, donor, layers, result)
@@ -72,36 +69,10 @@ def both_styles(values: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         YoyoError: with both spellings, transformers would read another configuration.
     """
-    read = config_from(values)
-    modern: dict[str, Any] = read.to_dict()
-    text = modern.get("text_config", modern)
-    styled = {**values}
-    section = styled
-    if "text_config" in styled:
-        section = styled["text_config"] = {**styled["text_config"]}
-    added: dict[str, Any] = {
-        key: text[key] for key in ("rope_parameters", "layer_types", "dtype") if text.get(key)
-    }
-    added["torch_dtype"] = added.get("dtype")
-    # {full_attention: {...}, sliding_attention: {...}} in models that rotate each kind differently
-    rope = text.get("rope_parameters") or {}
-    rope, local = rope.get("full_attention", rope), rope.get("sliding_attention", {})
-    if "rope_theta" in rope:
-        scaling = {
-            k: v for k, v in rope.items() if k not in ("rope_theta", "partial_rotary_factor")
-        }
-        added["rope_theta"] = rope["rope_theta"]
-        added["rope_scaling"] = (
-            scaling if scaling.get("rope_type", "default") != "default" else None
-        )
-        added["partial_rotary_factor"] = rope.get("partial_rotary_factor")
-        added["rope_local_base_freq"] = local.get("rope_theta")
-    experts = [text[key] for key in _EXPERT_COUNTS if key in text]
-    if experts:
-        added |= dict.fromkeys(_EXPERT_COUNTS, experts[0])
-    for key, value in added.items():
-        if key not in section and (value is not None or key == "rope_scaling"):
-            section[key] = value
+    modern: dict[str, Any] = config_from(values).to_dict()
+    styled, section = _copy(values)
+    for key, value in _all_spellings(modern.get("text_config", modern)).items():
+        section.setdefault(key, value)
     again = config_from(styled).to_dict()
     differing = sorted(k for k in modern if modern[k] != again.get(k))
     if differing:
@@ -110,6 +81,40 @@ def both_styles(values: Mapping[str, Any]) -> dict[str, Any]:
             "spellings in one file. Use --config-style donor."
         )
     return styled
+
+
+def _copy(values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A copy of a config.json, and the part of it that describes the text model.
+
+    That is the whole, or lies one level deeper in models of several modalities.
+    """
+    config = {**values}
+    if "text_config" not in config:
+        return config, config
+    config["text_config"] = {**config["text_config"]}
+    return config, config["text_config"]
+
+
+def _all_spellings(text: Mapping[str, Any]) -> dict[str, Any]:
+    """What transformers 5 renamed, under the new names and the old ones, from its own `to_dict`."""
+    spellings = {key: text.get(key) for key in ("rope_parameters", "layer_types", "dtype")}
+    spellings["torch_dtype"] = text.get("dtype")
+    # {full_attention: {...}, sliding_attention: {...}} in models that rotate each kind differently
+    rope = text.get("rope_parameters") or {}
+    rope, local = rope.get("full_attention", rope), rope.get("sliding_attention", {})
+    spellings["rope_theta"] = rope.get("rope_theta")
+    spellings["partial_rotary_factor"] = rope.get("partial_rotary_factor")
+    spellings["rope_local_base_freq"] = local.get("rope_theta")
+    spellings["sliding_window_pattern"] = text.get("_sliding_window_pattern")
+    for experts in ("num_experts", "num_local_experts"):
+        spellings[experts] = text.get("num_experts", text.get("num_local_experts"))
+    known = {key: value for key, value in spellings.items() if value is not None}
+    if rope:
+        elsewhere = ("rope_theta", "partial_rotary_factor")
+        scaling = {key: value for key, value in rope.items() if key not in elsewhere}
+        plain = scaling.get("rope_type", "default") == "default"
+        known["rope_scaling"] = None if plain else scaling  # loaders ask for the key as well
+    return known
 
 
 def _set_layers(

@@ -4,9 +4,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from mergekit_yoyo import card as cards
+from mergekit_yoyo.finish.body import SECTION
 from mergekit_yoyo.finish.layout import LayoutPlan
 
-_OLDER_LOADERS = "loaders from before transformers 5 (mlx-lm, GGUF converters, older vLLM and GPTQ)"
+# Loaders that know the original format only.
+_OLDER_LOADERS = "mlx-lm, GGUF converters, several vLLM and GPTQ versions"
 _WHO_CARES = {
     "README.md": "the Hub",
     "config.json": "all loaders",
@@ -15,7 +18,6 @@ _WHO_CARES = {
     "chat_template.json": "chat frontends",
     "mergekit_config.yml": "readers of the merge",
 }
-_SPELLED_ANEW = ("rope_parameters", "num_local_experts", "dtype")
 
 
 @dataclass(frozen=True)
@@ -44,16 +46,29 @@ def layout_difference(layout: LayoutPlan) -> list[Difference]:
 
 def config_difference(present: Mapping[str, Any], finished: Mapping[str, Any]) -> Difference:
     """How a config.json differs from the finished one, key by key."""
-    extra = sorted(present.keys() - finished.keys())
-    lacking = sorted(finished.keys() - present.keys())
-    changed = sorted(
-        key for key in present.keys() & finished.keys() if present[key] != finished[key]
-    )
+    what, older = _keys(present, finished)
+    loaders = _OLDER_LOADERS if older else _WHO_CARES["config.json"]
+    return Difference("config.json", what or "order or spacing of its keys", loaders)
+
+
+def card_difference(present: str, finished: str) -> Difference:
+    """How a model card differs from the finished one: front-matter keys, and our section."""
+    what, _ = _keys(cards.read_metadata(present), cards.read_metadata(finished))
+    old, new = (cards.read_section(card, SECTION) for card in (present, finished))
+    if old != new:
+        section = "lacks how it was made and used" if old is None else "its section is out of date"
+        what = f"{what}; {section}" if what else section
+    return Difference("README.md", what)
+
+
+def _keys(present: Mapping[str, Any], finished: Mapping[str, Any]) -> tuple[str, bool]:
+    """The keys that differ, in words, and whether any is there that should not be, or lacks."""
+    extra = [key for key in present if key not in finished]
+    lacking = [key for key in finished if key not in present]
+    changed = [key for key in present if key in finished and present[key] != finished[key]]
     parts = [
-        f"{word} {', '.join(keys)}"
+        f"{word} {', '.join(sorted(keys))}"
         for word, keys in [("has", extra), ("lacks", lacking), ("other values of", changed)]
         if keys
     ]
-    older = any(key in extra for key in _SPELLED_ANEW) or lacking
-    loaders = _OLDER_LOADERS if older else _WHO_CARES["config.json"]
-    return Difference("config.json", "; ".join(parts) or "order or spacing of its keys", loaders)
+    return "; ".join(parts), bool(extra or lacking)

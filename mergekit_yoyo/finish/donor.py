@@ -38,13 +38,16 @@ class Donor:
         Raises:
             YoyoError: the checkpoint is damaged, or its index cannot be had.
         """
+        for index in (INDEX_FILE, "pytorch_model.bin.index.json"):
+            if (self.folder / index).is_file():
+                files = read_json(self.folder / index)["weight_map"]
+                whole = all((self.folder / file).is_file() for file in set(files.values()))
+                if whole and index == INDEX_FILE:
+                    break
+                return dict.fromkeys(files)
         if next(self.folder.glob("*.safetensors"), None) is not None:
             with Checkpoint(self.folder) as checkpoint:
                 return dict(checkpoint.tensors)
-        for index in (INDEX_FILE, "pytorch_model.bin.index.json"):
-            if (self.folder / index).is_file():
-                names = read_json(self.folder / index)["weight_map"]
-                return dict.fromkeys(names)
         single = self.folder / "pytorch_model.bin"
         if single.is_file():
             state = torch.load(single, map_location="meta", weights_only=True, mmap=True)

@@ -2,8 +2,8 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Collection, Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Collection, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
 
 from mergekit_yoyo.errors import YoyoError
 from mergekit_yoyo.finish.config import parameter_name
@@ -41,19 +41,51 @@ def check_against_donor(
             if info.shape[first:] not in {shape[first:] for shape in known}:
                 misshapen.append(f"{name} {list(info.shape)} (donor: {list(min(known))})")
     if strange or misshapen:
-        ours = {any_layer(name) for name in plan.targets}
-        unmatched = [name for name in donor if any_layer(name) not in ours]
-        parts = []
-        if strange:
-            parts.append(f"{_some(strange)}, which the donor has not")
-            if unmatched:
-                parts.append(f"the donor's {_some(unmatched)}, which the merge has not")
-        if misshapen:
-            parts.append(f"shapes: {_some(misshapen)}")
-        raise YoyoError(
-            f"donor {donor_name}: its checkpoint is of another architecture or layout than the "
-            f"merge. These tensors differ: {'; '.join(parts)}. Name the right one with --donor."
+        raise _another(
+            donor_name, "architecture or layout", strange, _absent(plan.targets, donor), misshapen
         )
+
+
+def check_model_type(
+    merged: Mapping[str, Any],
+    tensors: Collection[str],
+    donor_config: Mapping[str, Any],
+    donor: Collection[str],
+    donor_name: str,
+) -> None:
+    """Refuse a donor whose config.json is of another model type than the merge's.
+
+    Raises:
+        YoyoError: names both types and the tensors that differ.
+    """
+    ours, theirs = merged.get("model_type"), donor_config.get("model_type")
+    if ours != theirs:
+        kind = f"model type ({theirs}; merge: {ours})"
+        raise _another(donor_name, kind, _absent(donor, tensors), _absent(tensors, donor), [])
+
+
+def _absent(known: Iterable[str], names: Iterable[str]) -> list[str]:
+    """Those of `names` that `known` has in no layer."""
+    layers = {any_layer(name) for name in known}
+    return [name for name in names if any_layer(name) not in layers]
+
+
+def _another(
+    donor: str, what: str, strange: list[str], absent: list[str], misshapen: list[str]
+) -> YoyoError:
+    parts = [
+        text.format(_some(names))
+        for text, names in [
+            ("{}, which the donor has not", strange),
+            ("the donor's {}, which the merge has not", absent if strange else []),
+            ("shapes: {}", misshapen),
+        ]
+        if names
+    ]
+    return YoyoError(
+        f"donor {donor}: its checkpoint is of another {what} than the merge. Tensors that differ: "
+        f"{'; '.join(parts) or 'none by name'}. Name the right one with --donor."
+    )
 
 
 def check_complete(plan: LayoutPlan, donor: Collection[str]) -> None:
@@ -87,7 +119,9 @@ def check_complete(plan: LayoutPlan, donor: Collection[str]) -> None:
     if parts:
         raise YoyoError(
             f"the merge does not hold the tensors that its config asks for; {'; '.join(parts)}. "
-            "If the run died early, merge again; if its YAML is another one, give --config."
+            "Either the run died early, or mergekit left them out: it does that without a word in "
+            "architectures it only infers, where dense and mixture-of-experts layers mix "
+            "(DeepSeek-V3). If the YAML is another one, give --config."
         )
 
 

@@ -58,6 +58,10 @@ class LayoutPlan:
         """The groups that do not stay as they are; empty if the checkpoint is original already."""
         return [group for group in self.groups if tuple(group.targets) != group.sources]
 
+    def as_is(self, tensors: Mapping[str, TensorInfo]) -> "LayoutPlan":
+        """The plan that leaves each of `tensors` as it is, for a donor that is packed itself."""
+        return LayoutPlan(self.model, [Group((name,), {name: tensors[name]}) for name in tensors])
+
     def convert(self, read: Callable[[str], torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
         """The tensors of the original layout, one group after the other.
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import yaml
+from pydantic import ValidationError
 
 from mergekit_yoyo.errors import YoyoError
 
@@ -83,11 +84,13 @@ def read_recipe(file: Path) -> Recipe:
         config = MergeConfiguration.model_validate(yaml.safe_load(text))
     except (OSError, UnicodeDecodeError) as error:
         raise YoyoError(f"{file}: the merge YAML cannot be read: {error}") from None
-    # mergekit's own validators raise RuntimeError, pydantic's error is a ValueError
-    except (yaml.YAMLError, ValueError, RuntimeError) as error:
-        raise YoyoError(
-            f"{file}: this is not a merge YAML that mergekit accepts: {error}"
-        ) from None
+    except ValidationError as error:
+        wrong = "; ".join(
+            f"{'.'.join(map(str, detail['loc']))}: {detail['msg']}" for detail in error.errors()
+        )
+        raise YoyoError(f"{file}: mergekit would not accept this merge YAML: {wrong}") from None
+    except (yaml.YAMLError, RuntimeError) as error:  # RuntimeError: mergekit's own validators
+        raise YoyoError(f"{file}: mergekit would not accept this merge YAML: {error}") from None
     return Recipe(text, config, _inputs(config))
 
 

@@ -1,8 +1,10 @@
 """Finishing a merge: everything is planned first, then written beside it, then swapped in."""
 
+import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,9 +21,20 @@ from mergekit_yoyo.finish.companions import (
     renumber_special_tokens,
 )
 from mergekit_yoyo.finish.config import both_styles, finished_config
-from mergekit_yoyo.finish.differences import Difference, config_difference, layout_difference
+from mergekit_yoyo.finish.differences import (
+    Difference,
+    card_difference,
+    config_difference,
+    layout_difference,
+)
 from mergekit_yoyo.finish.donor import Donor, find_donor
-from mergekit_yoyo.finish.donor_check import check_against_donor, check_complete, lost_precision
+from mergekit_yoyo.finish.donor_check import (
+    any_layer,
+    check_against_donor,
+    check_complete,
+    check_model_type,
+    lost_precision,
+)
 from mergekit_yoyo.finish.layout import LayoutPlan, config_from, plan_layout
 from mergekit_yoyo.finish.recipe import RECIPE_FILE, Recipe, read_recipe
 from mergekit_yoyo.finish.weights import (
@@ -58,6 +71,7 @@ def plan_finish(
     config: Path | None = None,
     donor: str | None = None,
     config_style: ConfigStyle = "donor",
+    name: str | None = None,
 ) -> FinishPlan:
     """Work out what a mergekit merge needs to look like its inputs; writes nothing.
 
@@ -66,6 +80,7 @@ def plan_finish(
         config: the merge YAML, if mergekit did not leave it in the folder (its run died).
         donor: folder or Hub name of the model to look like; see `find_donor` for the default.
         config_style: config.json in the donor's spelling, or `both` spellings side by side.
+        name: what the card calls the model; by default the name of the folder.
 
     Raises:
         YoyoError: not a merge folder, no donor, or tensors that are not the donor's.
@@ -79,21 +94,34 @@ def plan_finish(
     donor_config = read_json(source.folder / "config.json")
     merged_file = merge / "config.json"
     merged_config = read_json(merged_file) if merged_file.is_file() else None
+    donor_tensors = source.tensors()
+    if merged_config is not None:
+        check_model_type(merged_config, tensors, donor_config, donor_tensors, str(source.name))
     finished = finished_config(donor_config, tensors, source.layers, merged_config)
     notes += finished.notes
 
-    layout = plan_layout(config_from(finished.values), tensors)
-    donor_tensors = source.tensors()
+    original = plan_layout(config_from(finished.values), tensors)
+    is_donors = {any_layer(name) for name in tensors} <= {any_layer(name) for name in donor_tensors}
+    layout = original.as_is(tensors) if is_donors else original
     check_against_donor(layout, donor_tensors, str(source.name))
-    check_complete(layout, donor_tensors)
+    check_complete(original, donor_tensors)
     notes += [
         f"{name}: {what}: precision was lost in the merge; without `dtype:` in the YAML it is kept"
         for name, what in lost_precision(layout, donor_tensors).items()
     ]
 
+    if recipe.config.chat_template and merged_config is None:
+        notes.append(
+            "chat_template of the YAML: the run died before it was set; the donor's is used"
+        )
     files = missing_files(merge, source.folder, recipe, source.name)
     notes += renumber_special_tokens(finished.values, merge, source.folder)
     values = both_styles(finished.values) if config_style == "both" else finished.values
+    if "rope_parameters" in values and "rope_theta" not in values:
+        notes.append(
+            "config.json: the donor's own has the spelling of transformers 5, which older loaders "
+            "misread: --config-style both adds the one of before"
+        )
     same = values == donor_config
     files["config.json"] = (
         (source.folder / "config.json").read_bytes() if same else json_bytes(values)
@@ -101,19 +129,11 @@ def plan_finish(
     files |= _generation_settings(merge, source.folder, files.get(GENERATION_FILE))
     if not (merge / RECIPE_FILE).is_file():
         files[RECIPE_FILE] = recipe.text.encode()
-    card, card_notes = _card(merge, recipe)
+    card, card_notes = finished_card(_card_of(merge), name or merge.resolve().name, recipe)
+    cards.check_card(card)
     files["README.md"] = card.encode()
     notes += card_notes
-
-    differences = layout_difference(layout)
-    for name, content in sorted(files.items()):
-        present = (merge / name).read_bytes() if (merge / name).is_file() else None
-        if present is None:
-            differences.append(Difference(name, "missing"))
-        elif present != content and name == "config.json":
-            differences.append(config_difference(merged_config or {}, values))
-        elif present != content:
-            differences.append(Difference(name, "out of date"))
+    differences = layout_difference(layout) + _file_differences(merge, files)
     return FinishPlan(merge, source, layout, files, differences, notes)
 
 
@@ -159,7 +179,7 @@ def finish(
         target = output or plan.merge
         with staged_folder(target, overwrite=output is None, needed_bytes=needed) as staging:
             # Unchanged files are the same data under a second name, unless they are to be a copy.
-            _mirror(plan.merge, staging, skip=stale, link=output is None)
+            _mirror(plan.merge, staging, skip=stale, link=output is None, progress=progress)
             for name, content in plan.files.items():
                 file = staging / name
                 file.parent.mkdir(exist_ok=True)
@@ -184,6 +204,29 @@ def _recipe_of(merge: Path, config: Path | None) -> Recipe:
     return read_recipe(merge / RECIPE_FILE)
 
 
+def _card_of(merge: Path) -> str:
+    file = merge / "README.md"
+    try:
+        return file.read_bytes().decode() if file.is_file() else ""
+    except UnicodeDecodeError as error:
+        raise YoyoError(f"{file}: expected a text in UTF-8: {error}") from None
+
+
+def _file_differences(merge: Path, files: Mapping[str, bytes]) -> list[Difference]:
+    differences = []
+    for name, content in sorted(files.items()):
+        present = _bytes_of(merge / name)
+        if present is None:
+            differences.append(Difference(name, "missing"))
+        elif present != content and name == "config.json":
+            differences.append(config_difference(json.loads(present), json.loads(content)))
+        elif present != content and name == "README.md":
+            differences.append(card_difference(present.decode(), content.decode()))
+        elif present != content:
+            differences.append(Difference(name, "out of date"))
+    return differences
+
+
 def _generation_settings(merge: Path, donor: Path, brought: bytes | None) -> dict[str, bytes]:
     """generation_config.json with the merge's token ids, if it needs rewriting."""
     file = (donor if brought is not None else merge) / GENERATION_FILE
@@ -201,29 +244,31 @@ def _bytes_of(file: Path) -> bytes | None:
     return file.read_bytes() if file.is_file() else None
 
 
-def _card(merge: Path, recipe: Recipe) -> tuple[str, list[str]]:
-    file = merge / "README.md"
-    present = file.read_bytes().decode("utf-8") if file.is_file() else ""
-    card, notes = finished_card(present, merge.resolve().name, recipe)
-    cards.check_card(card)
-    return card, notes
-
-
-def _mirror(source: Path, target: Path, skip: set[str], link: bool) -> None:
+def _mirror(
+    source: Path,
+    target: Path,
+    *,
+    skip: set[str],
+    link: bool,
+    progress: Callable[[int], Any] | None,
+) -> None:
     """Make `target` hold what `source` holds, but for the files `skip` at its top."""
 
-    def second_name(old: str, new: str) -> None:
-        try:
-            os.link(old, new)
-        except OSError:  # a file system without hard links
-            shutil.copy2(old, new)
+    def place(old: str, new: str) -> None:
+        if link:
+            with suppress(OSError):  # a file system without hard links
+                os.link(old, new)
+                return
+        shutil.copy2(old, new)
+        if progress is not None and old.endswith(".safetensors"):
+            progress(Path(new).stat().st_size)
 
     shutil.copytree(
         source,
         target,
         symlinks=link,  # a copy must stand on its own
         ignore=lambda folder, names: skip & set(names) if Path(folder) == source else set(),
-        copy_function=second_name if link else shutil.copy2,
+        copy_function=place,
         dirs_exist_ok=True,
     )
 

@@ -149,14 +149,19 @@ def write_checkpoint(
         The names of the files.
 
     Raises:
-        YoyoError: a tensor is not as announced, or does not come.
+        YoyoError: a tensor is not as announced or does not come, or the size makes no sense.
     """
-    split = split_state_dict_into_shards_factory(
-        dict(infos),
-        get_storage_size=lambda info: info.nbytes,
-        filename_pattern="model{suffix}.safetensors",
-        max_shard_size=max_shard_size,
-    )
+    try:
+        split = split_state_dict_into_shards_factory(
+            dict(infos),
+            get_storage_size=lambda info: info.nbytes,
+            filename_pattern="model{suffix}.safetensors",
+            max_shard_size=max_shard_size,
+        )
+    except ValueError:
+        raise YoyoError(
+            f"--max-shard-size: expected a size such as 5GB or 500MB; got {max_shard_size}."
+        ) from None
     with ExitStack() as stack:
         shards: dict[str, _Shard] = {}
         for file, names in split.filename_to_tensors.items():

@@ -1,0 +1,112 @@
+"""Memory and time of `mergekit-yoyo finish` on a large mixture of experts.
+
+    python benchmarks/finish_memory.py [--layers 8] [--experts 128] [--hidden 1024] [--folder DIR]
+
+Writes a merge with packed experts as mergekit would (random bytes, the shapes of Qwen3-MoE), with
+a donor that has a config and an index only, then finishes it and prints what that took. "Private
+memory" is what the process itself allocated (RssAnon); pages of the mapped input are the kernel's.
+"""
+
+import argparse
+import json
+import shutil
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import torch
+
+from mergekit_yoyo.finish import finish, plan_finish
+from mergekit_yoyo.finish.layout import config_from, meta_model, plan_layout
+from mergekit_yoyo.finish.weights import Checkpoint, TensorInfo, write_checkpoint
+from mergekit_yoyo.staging import format_bytes
+
+
+def private_memory() -> int:
+    """Bytes that this process has allocated (Linux)."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("RssAnon:"):
+            return int(line.split()[1]) * 1024
+    raise SystemExit("this benchmark reads /proc/self/status: it needs Linux")
+
+
+def write_merge(root: Path, layers: int, experts: int, hidden: int) -> Path:
+    """A merge folder and its donor, with the tensors of a Qwen3-MoE of this size."""
+    config = {
+        "architectures": ["Qwen3MoeForCausalLM"],
+        "model_type": "qwen3_moe",
+        "vocab_size": 4096,
+        "hidden_size": hidden,
+        "intermediate_size": 3 * hidden,
+        "moe_intermediate_size": 3 * hidden // 8,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 4,
+        "head_dim": 64,
+        "num_experts": experts,
+        "num_experts_per_tok": 8,
+        "rope_theta": 10000000.0,
+        "torch_dtype": "bfloat16",
+    }
+    donor, merge = root / "donor", root / "merge"
+    donor.mkdir()
+    merge.mkdir()
+    (donor / "config.json").write_text(json.dumps(config))
+    state = meta_model(config_from(config)).state_dict()
+    infos = {name: TensorInfo(tuple(t.shape), torch.bfloat16) for name, t in state.items()}
+    names = dict.fromkeys(plan_layout(donor, infos).targets, "model.safetensors")
+    (donor / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
+    tensors = ((name, torch.randn(info.shape).to(info.dtype)) for name, info in infos.items())
+    write_checkpoint(merge, infos, tensors)
+    config_from(config).save_pretrained(merge)
+    (merge / "mergekit_config.yml").write_text(
+        f"merge_method: linear\nbase_model: {donor}\nmodels:\n- model: {donor}\n"
+        "  parameters: {weight: 1}\n"
+    )
+    return merge
+
+
+def main() -> None:
+    """Run the benchmark once and print its figures."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--layers", type=int, default=8)
+    parser.add_argument("--experts", type=int, default=128)
+    parser.add_argument("--hidden", type=int, default=1024)
+    parser.add_argument("--folder", type=Path, help="where to write, 2 x the size of the model")
+    options = parser.parse_args()
+
+    root = Path(tempfile.mkdtemp(dir=options.folder))
+    try:
+        merge = write_merge(root, options.layers, options.experts, options.hidden)
+        with Checkpoint(merge) as checkpoint:
+            largest = max(info.nbytes for info in checkpoint.tensors.values())
+            total = checkpoint.nbytes
+        before, peak, stop = private_memory(), 0, threading.Event()
+
+        def watch() -> None:
+            nonlocal peak
+            while not stop.wait(0.002):
+                peak = max(peak, private_memory() - before)
+
+        watcher = threading.Thread(target=watch)
+        watcher.start()
+        start = time.perf_counter()
+        plan = plan_finish(merge)
+        planned = time.perf_counter()
+        finish(plan)
+        done = time.perf_counter()
+        stop.set()
+        watcher.join()
+        print(f"{options.layers} layers x {options.experts} experts, {format_bytes(total)}")
+        print(f"tensors after: {len(plan.layout.targets)}")
+        print(f"largest packed tensor: {format_bytes(largest)}")
+        print(f"peak private memory: {format_bytes(peak)} ({peak / largest:.1f} x that tensor)")
+        print(f"planning: {planned - start:.1f} s")
+        print(f"writing: {done - planned:.1f} s ({format_bytes(int(total / (done - planned)))}/s)")
+    finally:
+        shutil.rmtree(root)
+
+
+if __name__ == "__main__":
+    main()

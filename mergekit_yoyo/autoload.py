@@ -1,0 +1,71 @@
+"""The start-up hook: mergekit's method table gains `yoyo_fusion` the moment it is loaded.
+
+mergekit has no entry points. A `.pth` file beside the package runs `install()` at every start of
+Python in that environment, so this module imports nothing but `sys`, and nothing in it may break
+its host: whatever fails becomes a warning.
+"""
+
+from __future__ import annotations
+
+import sys
+
+TYPE_CHECKING = False  # importing `typing` would cost more than all of this module
+if TYPE_CHECKING:
+    from importlib.machinery import ModuleSpec
+    from types import ModuleType
+    from typing import Any
+
+TARGET = "mergekit.merge_methods"
+
+
+class _Finder:
+    """A meta path finder that finds nothing itself; it wraps the loader of mergekit's methods."""
+
+    searching = False
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        if name != TARGET or self.searching:
+            return None
+        self.searching = True
+        try:
+            for finder in sys.meta_path:
+                spec = finder.find_spec(name, path, target) if finder is not self else None
+                if spec is not None:
+                    if spec.loader is not None:
+                        _register_after(spec.loader)
+                    return spec
+        finally:
+            self.searching = False
+        return None
+
+
+def _register_after(loader: Any) -> None:
+    execute = loader.exec_module
+
+    def exec_module(module: ModuleType) -> None:
+        execute(module)
+        _register()
+
+    loader.exec_module = exec_module
+
+
+def _register() -> None:
+    try:
+        from mergekit_yoyo.method import register
+
+        register()
+    except Exception as error:
+        import warnings
+
+        warnings.warn(
+            f"mergekit does not know yoyo_fusion: {error!r}. Run `mergekit-yoyo doctor`.",
+            stacklevel=2,
+        )
+
+
+def install() -> None:
+    """Hook into the import of mergekit's methods, or register at once if they are loaded."""
+    if TARGET in sys.modules:
+        _register()
+    elif not any(isinstance(finder, _Finder) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _Finder())

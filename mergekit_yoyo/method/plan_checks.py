@@ -1,0 +1,124 @@
+"""What is refused while mergekit plans a merge, before a tensor is read.
+
+mergekit asks a method to validate ids, without parameters. The one who asks is the task that will
+merge the tensor, and it knows the rest: `check_task` looks at the caller.
+"""
+
+import json
+import re
+import sys
+from collections.abc import Hashable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from mergekit.common import ModelReference
+from safetensors import safe_open
+
+from mergekit_yoyo.errors import YoyoError
+
+# the tensors that hold scales and codes beside or instead of a quantized weight
+QUANTIZED_NAME = re.compile(
+    r"\.(qweight|qzeros|g_idx|absmax|quant_map|quant_state\..+|SCB|weight_packed"
+    r"|weight_scale(_inv|_2)?)$|_(blocks|scales|scale_inv)$"
+)
+TWO_STAGES = (
+    "Give the first and the last slice equally many sources, or merge whole models first and "
+    "arrange layers in a second stage with mergekit-multi."
+)
+
+
+def check_model_files(input_ids: Sequence[Hashable]) -> None:
+    """Refuse models whose files hold quantized weights. Each is looked at once, headers only.
+
+    Raises YoyoError, naming the model and a tensor.
+    """
+    from mergekit.io.tasks import LoaderCache
+
+    for model in input_ids:
+        loader = LoaderCache().loaders.get(model) if isinstance(model, ModelReference) else None
+        if loader is not None:
+            found = _quantized_tensor(Path(loader.index.base_path))
+            if found:
+                raise YoyoError(
+                    f"{model}: its weights are quantized ({found}). Their scales are separate "
+                    "tensors, which a merge would drop: dequantize the model first."
+                )
+
+
+@cache
+def _quantized_tensor(folder: Path) -> str | None:
+    config = folder / "config.json"
+    settings = json.loads(config.read_text("utf-8")) if config.is_file() else {}
+    if quantization := settings.get("quantization_config"):
+        return f"quantization_config: {quantization.get('quant_method', 'unknown method')}"
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118
+                dtype = tensors.get_slice(name).get_dtype()
+                if dtype.startswith(("F8", "F4", "F6")) or QUANTIZED_NAME.search(name):
+                    return f"{name} is {dtype}"
+    return None
+
+
+def check_task() -> None:
+    """Refuse the tensor task that is asking, if mergekit would build it from the wrong inputs.
+
+    Raises YoyoError for a tensor that would get fewer models than its slice has, and for
+    `center: anchor` where the anchor is missing. Does nothing for other callers.
+    """
+    from mergekit.merge_methods.task_adapter import ExecuteMergeMethodTask
+
+    task = sys._getframe(2).f_locals.get("self")
+    if isinstance(task, ExecuteMergeMethodTask):
+        _check_all_models_gathered(task)
+        _check_anchor(task)
+
+
+def _check_all_models_gathered(task: Any) -> None:
+    """mergekit counts the inputs of head and final norm by the first slice, not by the last."""
+    gathered = _gathered_weights(task)
+    if gathered is None or len(gathered) >= len(task.model_order):
+        return
+    raise YoyoError(
+        f"{task.output_weight.name}: the last slice has {len(task.model_order)} sources and the "
+        f"first one {len(gathered)}; mergekit would build this tensor from only "
+        f"{', '.join(str(model) for model in gathered)}. {TWO_STAGES}"
+    )
+
+
+def _check_anchor(task: Any) -> None:
+    if task.parameters["center"] != "anchor" or len(task.model_order) < 2:
+        return
+    name, base = task.output_weight.name, task.base_model
+    if base is None:
+        raise YoyoError(f"{name}: center: anchor needs base_model, which is the anchor. Set it.")
+    if base not in task.model_order:
+        raise YoyoError(
+            f"{name}: center: anchor needs {base} among the sources of its slice; "
+            f"got {', '.join(str(model) for model in task.model_order)}. Add it to the slice, "
+            "or choose another center for these layers."
+        )
+    if task.output_weight.optional and not _has_weight(task, base):
+        raise YoyoError(
+            f"{name}: the anchor {base} lacks this optional tensor. Choose another center for it "
+            f"with a filter: {{filter: {name.split('.')[-2]}, value: geometric_median}}."
+        )
+
+
+def _has_weight(task: Any, model: ModelReference) -> bool:
+    from mergekit.io.tasks import LoaderCache
+
+    weights, loader = _gathered_weights(task), LoaderCache().loaders.get(model)
+    if weights is None or loader is None:
+        return True  # not a checkpoint on disk: the merge itself will tell
+    weight = dict(weights)[model]
+    names = [weight.name, *(weight.aliases or ()), *(weight.tied_names or ())]
+    return any(name in loader.index.tensor_paths for name in names)
+
+
+def _gathered_weights(task: Any) -> dict[ModelReference, Any] | None:
+    gather = task.gather_tensors
+    gather = getattr(gather, "gather_tensors", gather)  # under a change of vocabulary
+    weights = getattr(gather, "weight_info", None)
+    return None if weights is None else dict(weights.items())

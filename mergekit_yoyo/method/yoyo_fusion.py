@@ -1,0 +1,78 @@
+"""The mergekit method: one tensor group in, `fuse` called, one tensor out.
+
+What can be refused is refused while mergekit plans, before a tensor is read (`plan_checks`).
+"""
+
+from collections.abc import Hashable, Sequence
+from typing import Any
+
+from mergekit.merge_methods.base import (
+    BasePolicy,
+    GroupMergeMethod,
+    InputContract,
+    MergeMethodSpec,
+    OptionalTensorPolicy,
+    TensorGroup,
+)
+from torch import Tensor
+
+from mergekit_yoyo.algorithm import fuse
+from mergekit_yoyo.errors import YoyoError
+from mergekit_yoyo.method.expert_layout import packing_of
+from mergekit_yoyo.method.parameters import PARAMETERS
+from mergekit_yoyo.method.plan_checks import check_model_files, check_task
+
+
+class YoyoFusion(GroupMergeMethod):  # type: ignore[misc]  # mergekit is not typed
+    """`merge_method: yoyo_fusion`.
+
+    base_model is one of the inputs, and with `center: anchor` the center. Its policy is IGNORED so
+    that a slice may do without it: mergekit's OPTIONAL would refuse such a slice.
+    """
+
+    spec = MergeMethodSpec(
+        name="yoyo_fusion",
+        parameters=PARAMETERS,
+        contract=InputContract(base=BasePolicy.IGNORED, min_inputs=1),
+        pretty_name="YOYO-Fusion",
+        reference_url="https://huggingface.co/YOYO-AI",
+        optional_tensor_policy=OptionalTensorPolicy.PASSTHROUGH_SINGLETON,
+    )
+
+    def validate_inputs(
+        self,
+        input_ids: Sequence[Hashable],
+        base_id: Hashable | None = None,
+        *,
+        group_name: str | None = None,
+    ) -> None:
+        """mergekit's check of a slice or tensor, while planning and again before merging it.
+
+        Raises YoyoError for inputs that are quantized, for a head or norm that mergekit would
+        build from too few models, and for an anchor that is missing.
+        """
+        super().validate_inputs(input_ids, base_id, group_name=group_name)
+        check_model_files(input_ids)
+        check_task()
+
+    def merge_group(self, group: TensorGroup, /, **parameters: Any) -> Tensor:
+        """Merge one tensor. `parameters` are those of `PARAMETERS`, validated."""
+        name = group.metadata.name or "tensor"
+        labels = [str(entry.id) for entry in group.entries]
+        anchor = None
+        if parameters["center"] == "anchor" and len(labels) > 1:
+            anchor = next((k for k, entry in enumerate(group.entries) if entry.is_base), None)
+            if anchor is None:
+                raise YoyoError(
+                    f"{name}: center: anchor needs the base model among the inputs, and it is not: "
+                    f"{', '.join(labels)}. Set base_model, or another center for this tensor."
+                )
+        elif parameters["center"] == "anchor":
+            return group.tensors[0]  # type: ignore[no-any-return]
+        experts = packing_of(group, parameters.pop("experts"))
+        return fuse(
+            group.tensors, anchor=anchor, experts=experts, name=name, labels=labels, **parameters
+        ).tensor
+
+
+METHOD = YoyoFusion()
