@@ -15,7 +15,6 @@ import mlx_lm
 import numpy as np
 import pytest
 import torch
-import yaml
 from mlx_families import REFUSED, RIGHT, tiny_model
 from mlx_lm.utils import load_model, make_shards
 
@@ -43,18 +42,14 @@ def yoyo_mlx(*arguments, **environment):
 
 @pytest.fixture(scope="session")
 def merged(tmp_path_factory):
-    """A merge of shipped experts by a real `mergekit-yaml`, with license and languages on top."""
-    folder = tmp_path_factory.mktemp("merge")
-    experts = [ROOT / "examples" / "experts" / name for name in ("code", "german", "manual")]
-    models = [{"model": str(path), "parameters": {"weight": 1.0}} for path in experts]
-    recipe = {"merge_method": "linear", "dtype": "bfloat16", "models": models}
-    (folder / "merge.yml").write_text(yaml.safe_dump(recipe))
-    done = run(BIN / "mergekit-yaml", folder / "merge.yml", folder / "merged")
+    """The quickstart's merge by a real `mergekit-yaml`, with license and languages on its card."""
+    folder = tmp_path_factory.mktemp("merge") / "merged"
+    done = run(BIN / "mergekit-yaml", "examples/quickstart.yml", folder)
     assert done.returncode == 0, done.stderr
-    card = folder / "merged" / "README.md"
+    card = folder / "README.md"
     languages = {"license": "apache-2.0", "language": ["en", "de"]}
     card.write_text(update_metadata(card.read_text(), languages | {"base_model": None}))
-    return folder / "merged"
+    return folder
 
 
 @pytest.fixture(scope="session")
@@ -212,6 +207,16 @@ def test_longrope_is_exported_for_short_contexts_too(tmp_path):
     long = export_model(tmp_path / "source", tmp_path / "long", "fp32")
     assert _difference(long.folder, model, torch.arange(40)[None]) > 1e-2
     assert _difference(long.folder, model, torch.arange(200)[None] % 128) < 1e-3
+
+
+def test_what_a_model_keeps_in_float32_is_not_cast(tmp_path):
+    """GLM's correction of its router, by the model class's `cast_predicate`."""
+    tiny_model(RIGHT["glm4_moe"], tmp_path / "source", original_layout=True)
+    made = export_model(tmp_path / "source", tmp_path / "mlx", "bf16")
+    written = mx.load(str(made.folder / "model.safetensors"))
+    kept = {name for name, array in written.items() if array.dtype == mx.float32}
+    assert kept == {f"model.layers.{i}.mlp.gate.e_score_correction_bias" for i in (1, 2)}
+    assert made.plan.bytes == sum(array.nbytes for array in written.values())
 
 
 def test_without_verification_doubts_stand_in_the_card(tmp_path):

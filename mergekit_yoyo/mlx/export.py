@@ -16,7 +16,7 @@ import mlx.nn as nn
 import psutil
 from mlx.utils import tree_flatten, tree_map
 from mlx_lm.tokenizer_utils import TokenizerWrapper
-from mlx_lm.utils import load_config, load_model, load_tokenizer, make_shards, save_config
+from mlx_lm.utils import load_config, load_tokenizer, make_shards, save_config
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
@@ -33,6 +33,7 @@ from mergekit_yoyo.mlx.verify import (
     measure_drift,
     mlx_logits,
     prompts_for,
+    written_logits,
 )
 from mergekit_yoyo.mlx.weights import load_lazily, packed_layout, skeleton, stored_dtype, unpack
 from mergekit_yoyo.staging import format_bytes, staged_folder
@@ -174,8 +175,7 @@ def export_model(
             shutil.copyfile(path, staging / path.name)
         if difference is not None:
             steps.next("measuring drift")
-            written, _ = load_model(staging)
-            drift = measure_drift(unquantized, mlx_logits(written, prompts))
+            drift = measure_drift(unquantized, written_logits(staging, prompts, notes))
             verification = Verification(difference, drift)
             if max_kl is not None and drift.kl > max_kl:
                 raise YoyoError(

@@ -13,6 +13,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
+from mlx_lm.utils import load_model
 from numpy.typing import NDArray
 
 from mergekit_yoyo.errors import YoyoError
@@ -137,6 +138,20 @@ def mlx_logits(
     if float32:
         model.set_dtype(mx.float32)
     return [np.array(model(mx.array([list(tokens)]))[0].astype(mx.float32)) for tokens in prompts]
+
+
+def written_logits(folder: Path, prompts: Sequence[Sequence[int]], notes: list[str]) -> Logits:
+    """The logits of an export as mlx-lm loads it.
+
+    Where mlx cannot compute in its dtype on this machine (its CPU build has expert layers in
+    float32 only), weights are widened to float32 first, and `notes` tells.
+    """
+    model, _ = load_model(folder)
+    try:
+        return mlx_logits(model, prompts)
+    except RuntimeError as error:
+        notes.append(f"drift measured in float32: mlx on this machine says {error}")
+        return mlx_logits(model, prompts, float32=True)
 
 
 def _transformers_logits(
