@@ -10,7 +10,10 @@ from mergekit_yoyo.errors import YoyoError
 
 # name -> (module that holds a click command called `command`, one line of help)
 COMMANDS: dict[str, tuple[str, str]] = {
-    "doctor": ("mergekit_yoyo.cli.doctor", "Say whether mergekit knows the method, and how to mend it if not."),
+    "doctor": (
+        "mergekit_yoyo.cli.doctor",
+        "Say whether mergekit knows the method, and how to mend it if not.",
+    ),
 }
 
 
