@@ -1,0 +1,83 @@
+"""Folders that are finished or not there: written beside their target, moved into place at the end.
+
+A crash, an exception or Ctrl-C leaves the target as it was; nothing half-written bears its name.
+"""
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from mergekit_yoyo.errors import YoyoError
+
+
+@contextmanager
+def staged_folder(target: Path, *, overwrite: bool, needed_bytes: int = 0) -> Iterator[Path]:
+    """An empty folder to write into, which becomes `target` when the `with` block ends well.
+
+    The folder is a hidden sibling of `target` (same disk, so that it can be renamed). On any
+    exception, Ctrl-C included, it is removed and `target` stays as it was.
+
+    Args:
+        target: the folder to make; a link to a folder stays a link, and its goal is replaced.
+        overwrite: replace `target` if it exists; otherwise only a missing or empty one is accepted.
+        needed_bytes: what will be written, checked against the free space first.
+
+    Raises:
+        YoyoError: `target` exists and `overwrite` is false, is not a folder, or the disk is full.
+    """
+    target = target.resolve()
+    if target.exists() and not target.is_dir():
+        raise YoyoError(f"{target}: expected a folder; got a file. Choose another name.")
+    if not overwrite and target.exists() and any(target.iterdir()):
+        raise YoyoError(f"{target}: this folder exists and is not empty. Choose another name.")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    check_disk_space(target.parent, needed_bytes)
+
+    staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.unfinished-", dir=target.parent))
+    try:
+        # mkdtemp makes private folders; a model folder has the usual permissions of its place.
+        staging.chmod((target if target.exists() else target.parent).stat().st_mode & 0o777)
+        yield staging
+        _move_into_place(staging, target)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def check_disk_space(folder: Path, needed_bytes: int) -> None:
+    """Refuse to start what the disk of `folder` cannot hold.
+
+    Raises:
+        YoyoError: fewer than `needed_bytes` are free.
+    """
+    free = shutil.disk_usage(folder).free
+    if free < needed_bytes:
+        raise YoyoError(
+            f"{folder}: {format_bytes(needed_bytes)} are needed here; {format_bytes(free)} are "
+            "free. Free some space or choose a folder on another disk."
+        )
+
+
+def format_bytes(count: int) -> str:
+    """`count` bytes for a person, in the decimal units of disks and of the Hub: `4.9 GB`."""
+    value, units = float(count), ["B", "KB", "MB", "GB", "TB"]
+    while value >= 1000 and len(units) > 1:
+        value /= 1000
+        units.pop(0)
+    return f"{value:.0f} {units[0]}" if units[0] == "B" else f"{value:.1f} {units[0]}"
+
+
+def _move_into_place(staging: Path, target: Path) -> None:
+    if not target.exists():
+        staging.rename(target)
+        return
+    # A folder that is not empty cannot be renamed over: step aside, and back if the move fails.
+    aside = staging.with_name(staging.name.replace(".unfinished-", ".replaced-"))
+    target.rename(aside)
+    try:
+        staging.rename(target)
+    except BaseException:
+        aside.rename(target)
+        raise
+    shutil.rmtree(aside)
