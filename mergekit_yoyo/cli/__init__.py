@@ -14,6 +14,14 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "mergekit_yoyo.cli.doctor",
         "Say whether mergekit knows the method, and how to mend it if not.",
     ),
+    "evaluate": (
+        "mergekit_yoyo.cli.evaluate",
+        "Run the seven tasks of the usual table (or others) with lm-evaluation-harness.",
+    ),
+    "scores": (
+        "mergekit_yoyo.cli.scores",
+        "Make the table of benchmark scores, or compare two models item by item.",
+    ),
 }
 
 

@@ -29,7 +29,7 @@ TEST_SET_SIZES = {
 }
 SEVEN_TASKS = tuple(TEST_SET_SIZES)
 
-UNSTATED = "unstated"
+UNSTATED = "metric?"
 """The metric of a published number whose metric is not given."""
 
 _MLX_NAME = re.compile(r"eval_(?P<model>.+?)_\d+\.\d+[^_]*(_\d\d+)?_(?P<tasks>.+)")
@@ -91,8 +91,8 @@ def read_results(
         names: new names by the name a result would have, or by the path it was read from.
 
     Returns:
-        The models. Several files of one model (the harness run task by task) become one entry; where
-        they share a task, the newest counts.
+        The models. Several files of one model (the harness run task by task) become one entry;
+        where they share a task, the newest counts.
 
     Raises:
         YoyoError: nothing to read, a file of another kind, two models with one name, a name in
@@ -139,8 +139,8 @@ def _read(path: Path) -> list[ModelResult]:
         files = sorted(path.rglob("results_*.json")) or sorted(path.glob("eval_*"))
         if not files:
             raise YoyoError(
-                f"{path}: no result file in this folder; expected results_*.json (evaluate, lm_eval) "
-                "or eval_* (mlx_lm.evaluate)"
+                f"{path}: no result file in this folder; expected results_*.json (evaluate, "
+                "lm_eval) or eval_* (mlx_lm.evaluate)"
             )
         return [result for file in files for result in _read(file)]
     if not path.exists():
@@ -176,10 +176,8 @@ def _read_harness(path: Path, data: dict[str, Any]) -> ModelResult:
     config = data.get("config") or {}
     model = data.get("model_name") or _pretrained(config.get("model_args"))
     quantization = config.get("quantization") or {}
-    if "apply_chat_template" in config:
-        chat_template = bool(config["apply_chat_template"])
-    else:  # plain lm_eval stores the template it applied, null for none
-        chat_template = bool(data["chat_template"]) if "chat_template" in data else None
+    # The template that was applied, null for none; very old files have no such key.
+    chat_template = bool(data["chat_template"]) if "chat_template" in data else None
     return ModelResult(
         name=Path(model).name if model else path.parent.name,
         source=path,

@@ -100,12 +100,11 @@ def item_scores(task: TaskResult, metric: str) -> Mapping[ItemKey, float] | None
 
 @lru_cache(maxsize=64)
 def _item_scores(path: Path, metric: str) -> dict[ItemKey, float]:
-    name, _, filter_name = metric.partition(",")
+    name = metric.partition(",")[0]
     return {
         item_key(sample): float(sample[name])
-        for sample in read_samples(path)
-        if sample.get("filter", "none") == (filter_name or "none")
-        and isinstance(sample.get(name), int | float)
+        for sample in read_samples(path, metric)
+        if isinstance(sample.get(name), int | float)
     }
 
 
@@ -114,8 +113,13 @@ def item_key(sample: Mapping[str, Any]) -> ItemKey:
     return sample["doc_id"], sample.get("doc_hash")
 
 
-def read_samples(path: Path) -> Iterator[dict[str, Any]]:
-    """The harness's samples, one dictionary an item; YoyoError at a line that is not one."""
+def read_samples(path: Path, metric: str) -> Iterator[dict[str, Any]]:
+    """The harness's samples that count for `metric`, one dictionary an item.
+
+    Raises:
+        YoyoError: a line is not a sample.
+    """
+    wanted = metric.partition(",")[2] or "none"
     with path.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, start=1):
             try:
@@ -124,4 +128,5 @@ def read_samples(path: Path) -> Iterator[dict[str, Any]]:
                 raise YoyoError(f"{path}, line {number}: not JSON ({error})") from error
             if not isinstance(sample, dict) or "doc_id" not in sample:
                 raise YoyoError(f"{path}, line {number}: not a sample of lm-eval (no doc_id)")
-            yield sample
+            if sample.get("filter", "none") == wanted:
+                yield sample

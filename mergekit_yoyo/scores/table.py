@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from mergekit_yoyo.errors import YoyoError
 from mergekit_yoyo.scores.comparability import find_notes, find_warnings
-from mergekit_yoyo.scores.results import SEVEN_TASKS, UNSTATED, ModelResult, TaskResult, nearest
+from mergekit_yoyo.scores.results import SEVEN_TASKS, UNSTATED, ModelResult, nearest
 from mergekit_yoyo.scores.statistics import Difference, difference, mean_of, score_stderr
 
 # Length-normalized accuracy where the task has it: the metric of the published tables.
@@ -84,16 +84,8 @@ def build_table(
     Raises:
         YoyoError: a task or metric that is not there, or a task whose metric must be chosen.
     """
-    found = dict.fromkeys(task for result in results for task in result.tasks)
-    if tasks is None:
-        tasks = [task for task in SEVEN_TASKS if task in found]
-        tasks += [task for task in found if task not in SEVEN_TASKS]
-    wanted = metrics or {}
-    for name in (*tasks, *wanted):
-        if name not in found:
-            raise YoyoError(f"no result has a task {name}. {nearest(name, found)}")
-    columns = [_column(task, results, wanted.get(task)) for task in tasks]
-    shown = [_in_columns(result, columns) for result in results]
+    columns = choose_columns(results, tasks, metrics)
+    shown = [narrow(result, columns) for result in results]
     tops = {column.task: _top_of(column, shown) for column in columns}
     averaged = len(columns) > 1 and not any(column.lower_is_better for column in columns)
     complete = [row for row in shown if averaged and len(row.tasks) == len(columns)]
@@ -111,13 +103,46 @@ def build_table(
         }
         mean = _mark(row, _mean(row, columns), top_mean) if row in complete else None
         rows.append(Row(result, cells, mean))
-    notes = find_notes(tasks, results) + _pairing(tops)
-    return Table(columns, rows, find_warnings(tasks, results), notes)
+    shown_tasks = [column.task for column in columns]
+    notes = find_notes(shown_tasks, results) + _pairing(tops)
+    return Table(columns, rows, find_warnings(shown_tasks, results), notes)
+
+
+def choose_columns(
+    results: Sequence[ModelResult],
+    tasks: Sequence[str] | None = None,
+    metrics: Mapping[str, str] | None = None,
+) -> list[Column]:
+    """The tasks of a table of `results`, each with its metric; arguments as for `build_table`."""
+    found = dict.fromkeys(task for result in results for task in result.tasks)
+    if tasks is None:
+        tasks = [task for task in SEVEN_TASKS if task in found]
+        tasks += [task for task in found if task not in SEVEN_TASKS]
+    wanted = metrics or {}
+    for name in (*tasks, *wanted):
+        if name not in found:
+            raise YoyoError(f"no result has a task {name}. {nearest(name, found)}")
+    return [_column(task, results, wanted.get(task)) for task in tasks]
+
+
+def narrow(result: ModelResult, columns: Sequence[Column]) -> ModelResult:
+    """`result` with the tasks of the table only, each with the one metric of its column.
+
+    A number whose metric is unstated goes where its task goes.
+    """
+    tasks = {}
+    for column in columns:
+        if task := result.tasks.get(column.task):
+            metric = UNSTATED if UNSTATED in task.metrics else column.metric
+            tasks[column.task] = replace(task, metrics={column.metric: task.metrics[metric]})
+    return replace(result, tasks=tasks)
 
 
 def _column(task: str, results: Sequence[ModelResult], wanted: str | None) -> Column:
     stated = [
-        result for result in results if task in result.tasks and not _unstated(result.tasks[task])
+        result
+        for result in results
+        if task in result.tasks and UNSTATED not in result.tasks[task].metrics
     ]
     if not stated:
         return Column(task, UNSTATED)
@@ -136,26 +161,12 @@ def _column(task: str, results: Sequence[ModelResult], wanted: str | None) -> Co
         if not choices or (choices[0] not in _PREFERRED and len(choices) > 1):
             raise YoyoError(
                 f"task {task}: no metric to show by itself: the results have "
-                f"{', '.join(sorted(set.union(*available)))}. Choose one that all of them have with "
+                f"{', '.join(sorted(set.union(*available)))}. Choose one that all of them have: "
                 f"--metric {task}=METRIC"
             )
         metric = choices[0]
     lower = any(metric in result.tasks[task].lower_is_better for result in stated)
     return Column(task, metric, lower)
-
-
-def _unstated(task: TaskResult) -> bool:
-    return UNSTATED in task.metrics
-
-
-def _in_columns(result: ModelResult, columns: Sequence[Column]) -> ModelResult:
-    """`result` with the tasks of the table, each with the one metric of its column."""
-    tasks = {}
-    for column in columns:
-        if task := result.tasks.get(column.task):
-            metric = UNSTATED if _unstated(task) else column.metric
-            tasks[column.task] = replace(task, metrics={column.metric: task.metrics[metric]})
-    return replace(result, tasks=tasks)
 
 
 def _score(row: ModelResult, column: Column) -> Cell:

@@ -1,0 +1,247 @@
+"""Run the harness on models, task by task, and keep what it says in its own format.
+
+The harness does the work. Here stands what it leaves open: which loader a folder needs, one chat
+template setting for both loaders, one result file a model that grows task by task (so that a run
+resumes where it stopped), and what must be recorded for rows of a table to be comparable.
+"""
+
+import gc
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from mergekit_yoyo import __version__
+from mergekit_yoyo.errors import YoyoError
+from mergekit_yoyo.evaluation.model_folder import ModelFolder, open_model
+from mergekit_yoyo.evaluation.store import ResultStore
+from mergekit_yoyo.scores.results import SEVEN_TASKS, nearest
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How models are evaluated; everything here is recorded with the results.
+
+    `num_fewshot` None leaves each task's own number (none for the seven tasks). `limit` is the
+    number of items per task, None for all. `include_path` holds the user's own task YAMLs.
+    """
+
+    tasks: Sequence[str] = SEVEN_TASKS
+    limit: int | None = None
+    num_fewshot: int | None = None
+    apply_chat_template: bool = False
+    include_path: Path | None = None
+    batch_size: int = 8
+    device: str | None = None
+    seed: int = 1234
+
+
+def evaluate(
+    models: Sequence[str],
+    out: Path = Path("scores"),
+    settings: Settings = Settings(),
+    *,
+    restart: bool = False,
+    progress: Progress = lambda _: None,
+) -> list[Path]:
+    """Evaluate each model on each task; tasks that `out` already has, in this setup, are kept.
+
+    Args:
+        models: folders (transformers or MLX) or names on the Hub.
+        out: for each model a folder NAME with `results_DATE.json` and `samples_TASK_DATE.jsonl`,
+            as lm-eval lays them out.
+        settings: tasks and setup.
+        restart: throw away what `out` has of these models.
+        progress: called with a line of text at each step.
+
+    Returns:
+        The result files, one a model.
+
+    Raises:
+        YoyoError: before anything is run: a missing extra, no such model or task, a chat template
+            asked for that a model lacks, earlier results of another setup.
+    """
+    folders = [open_model(model) for model in models]
+    names = [folder.name for folder in folders]
+    for folder in folders:
+        if names.count(folder.name) > 1:
+            raise YoyoError(
+                f"two models are named {folder.name}: their results would share a folder. "
+                "Evaluate them with different --out"
+            )
+        if settings.apply_chat_template and not folder.has_chat_template:
+            raise YoyoError(f"{folder.given}: --apply-chat-template, but it has no chat template")
+    manager, tasks = _load_tasks(settings)
+    stores = [
+        ResultStore(out / folder.name, _setup(folder, settings), restart=restart)
+        for folder in folders
+    ]
+    for folder, store in zip(folders, stores, strict=True):
+        _evaluate_model(folder, store, settings, manager, tasks, progress)
+    return [store.path for store in stores]
+
+
+def _load_tasks(settings: Settings) -> tuple[Any, dict[str, str]]:
+    """The harness's task manager, and the tasks with a hash of each one's configuration."""
+    try:
+        from lm_eval.tasks import TaskManager
+    except ImportError as error:
+        raise YoyoError("evaluate needs lm-eval: pip install 'mergekit-yoyo[eval]'") from error
+    _quiet_harness()
+    include = settings.include_path
+    if include is not None and not include.is_dir():
+        raise YoyoError(f"--include-path {include}: no such folder")
+    manager = TaskManager(include_path=None if include is None else str(include))
+    hashes = {}
+    for name in settings.tasks:
+        if name not in manager.all_tasks:
+            raise YoyoError(f"no task {name} in lm-eval. {nearest(name, manager.all_tasks)}")
+        try:
+            loaded = manager.load([name])["tasks"]
+        except Exception as error:  # whatever a task's own code and the data set library raise
+            raise YoyoError(f"task {name}: its data could not be loaded: {error}") from error
+        configs = {task: dict(loaded[task].dump_config()) for task in sorted(loaded)}
+        for config in configs.values():
+            config.pop("num_fewshot", None)  # part of the settings
+        hashes[name] = hashlib.sha256(
+            json.dumps(configs, sort_keys=True, default=str).encode()
+        ).hexdigest()
+    return manager, hashes
+
+
+def _quiet_harness() -> None:
+    """Let the harness warn, but of each thing once: it loads the tasks anew for every model."""
+    said: set[str] = set()
+
+    def is_new(record: logging.LogRecord) -> bool:
+        message, before = record.getMessage(), len(said)
+        said.add(message)
+        return len(said) > before
+
+    logger = logging.getLogger("lm_eval")
+    logger.setLevel(logging.WARNING)
+    logger.propagate = False
+    if not logger.handlers:
+        handler = logging.StreamHandler()
+        handler.addFilter(is_new)
+        logger.addHandler(handler)
+
+
+def _setup(folder: ModelFolder, settings: Settings) -> dict[str, Any]:
+    """What must be the same for two tasks to stand in one result file."""
+    return {
+        "model": folder.backend,
+        "model_fingerprint": folder.fingerprint,
+        "limit": settings.limit,
+        "num_fewshot": settings.num_fewshot,
+        "apply_chat_template": settings.apply_chat_template,
+        "random_seed": settings.seed,
+        "lm_eval_version": version("lm_eval"),
+    }
+
+
+def _evaluate_model(
+    folder: ModelFolder,
+    store: ResultStore,
+    settings: Settings,
+    manager: Any,
+    tasks: dict[str, str],
+    progress: Progress,
+) -> None:
+    remaining = [task for task, config_hash in tasks.items() if not store.has(task, config_hash)]
+    kind = "MLX" if folder.backend == "mlxlm" else "transformers"
+    label = folder.quantization["label"]
+    progress(f"{folder.name} ({kind}{f', {label}' if label else ''})")
+    if kept := [task for task in tasks if task not in remaining]:
+        progress(f"  already done: {', '.join(kept)}")
+    if not remaining:
+        return
+    lm = _load_model(folder, settings)
+    for task in remaining:
+        started = time.perf_counter()
+        progress(f"  {list(tasks).index(task) + 1}/{len(tasks)} {task} ...")
+        result, samples = _run_task(lm, task, folder, settings, manager)
+        seconds = time.perf_counter() - started
+        result["total_evaluation_time_seconds"] = str(seconds)
+        store.add(task, tasks[task], result, samples)
+        scores = ", ".join(
+            f"{key.removesuffix(',none')} {value:.3f}"
+            for key, value in result["results"][task].items()
+            if isinstance(value, float) and "," in key and "_stderr" not in key
+        )
+        progress(f"  {list(tasks).index(task) + 1}/{len(tasks)} {task}: {scores} ({seconds:.0f} s)")
+    del lm
+    gc.collect()  # the next model may need the memory
+
+
+def _load_model(folder: ModelFolder, settings: Settings) -> Any:
+    path = str(folder.path)
+    if folder.backend == "mlxlm":
+        try:
+            import mlx.core as mx
+            from mlx_lm.evaluate import MLXLM
+        except ImportError as error:
+            raise YoyoError(
+                f"{folder.given}: an MLX folder needs mlx-lm: pip install 'mergekit-yoyo[mlx]'"
+            ) from error
+        mx.random.seed(settings.seed)
+        return MLXLM(
+            path,
+            batch_size=settings.batch_size,
+            # Left alone, it applies the chat template whenever there is one.
+            use_chat_template=settings.apply_chat_template,
+        )
+    import torch
+    from lm_eval.api.registry import get_model
+
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    device = settings.device or (accelerator.type if accelerator else "cpu")
+    return get_model("hf")(pretrained=path, batch_size=settings.batch_size, device=device)
+
+
+def _run_task(
+    lm: Any, task: str, folder: ModelFolder, settings: Settings, manager: Any
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The harness's result for one task, and its samples; the setup recorded in the result."""
+    from lm_eval import simple_evaluate
+
+    seed = settings.seed
+    result = simple_evaluate(
+        model=lm,
+        tasks=[task],
+        num_fewshot=settings.num_fewshot,
+        batch_size=settings.batch_size,
+        device=settings.device,
+        limit=settings.limit,
+        apply_chat_template=settings.apply_chat_template,
+        task_manager=manager,
+        random_seed=seed,
+        numpy_random_seed=seed,
+        torch_random_seed=seed,
+        fewshot_random_seed=seed,
+    )
+    samples = result.pop("samples")
+    template = lm.tokenizer.chat_template if settings.apply_chat_template else None
+    result["config"].update(
+        _setup(folder, settings),
+        model_args={"pretrained": folder.given},
+        quantization=folder.quantization,
+    )
+    result.update(
+        model_source=folder.backend,
+        model_name=folder.given,
+        model_name_sanitized=folder.name,
+        chat_template=template,
+        chat_template_sha=template and hashlib.sha256(template.encode()).hexdigest(),
+        mergekit_yoyo_version=__version__,
+    )
+    if folder.backend == "mlxlm":
+        result.update(mlx_lm_version=version("mlx-lm"), mlx_version=version("mlx"))
+    return result, samples
