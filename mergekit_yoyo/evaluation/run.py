@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,8 @@ def evaluate(
         YoyoError: before anything is run: a missing extra, no such model or task, a chat template
             asked for that a model lacks, earlier results of another setup.
     """
+    if not settings.tasks:
+        raise YoyoError("no tasks given")
     folders = [open_model(model) for model in models]
     names = [folder.name for folder in folders]
     for folder in folders:
@@ -78,22 +81,48 @@ def evaluate(
             )
         if settings.apply_chat_template and not folder.has_chat_template:
             raise YoyoError(f"{folder.given}: --apply-chat-template, but it has no chat template")
-    manager, tasks = _load_tasks(settings)
+    if settings.device and any(folder.backend == "hf" for folder in folders):
+        _check_device(settings.device)
+    _check_installed(folders)
     stores = [
         ResultStore(out / folder.name, _setup(folder, settings), restart=restart)
         for folder in folders
     ]
+    manager, tasks = _load_tasks(settings)
     for folder, store in zip(folders, stores, strict=True):
         _evaluate_model(folder, store, settings, manager, tasks, progress)
     return [store.path for store in stores]
 
 
+def _check_installed(folders: Sequence[ModelFolder]) -> None:
+    if find_spec("lm_eval") is None:
+        raise YoyoError("evaluate needs lm-eval: pip install 'mergekit-yoyo[eval]'")
+    for folder in folders:
+        if folder.backend == "mlxlm" and find_spec("mlx_lm") is None:
+            raise YoyoError(
+                f"{folder.given}: an MLX folder needs mlx-lm: pip install 'mergekit-yoyo[mlx]'"
+            )
+
+
+def _check_device(name: str) -> None:
+    """Refuse what torch does not have here: the harness takes another device without a word."""
+    import torch
+
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    names = ["cpu"]
+    if accelerator:
+        count = torch.accelerator.device_count()
+        names += [accelerator.type, *(f"{accelerator.type}:{index}" for index in range(count))]
+    if name not in names:
+        raise YoyoError(
+            f"--device {name}: torch has no such device here; it has {', '.join(names)}"
+        )
+
+
 def _load_tasks(settings: Settings) -> tuple[Any, dict[str, str]]:
     """The harness's task manager, and the tasks with a hash of each one's configuration."""
-    try:
-        from lm_eval.tasks import TaskManager
-    except ImportError as error:
-        raise YoyoError("evaluate needs lm-eval: pip install 'mergekit-yoyo[eval]'") from error
+    from lm_eval.tasks import TaskManager
+
     _quiet_harness()
     include = settings.include_path
     if include is not None and not include.is_dir():
@@ -182,15 +211,13 @@ def _evaluate_model(
 
 
 def _load_model(folder: ModelFolder, settings: Settings) -> Any:
+    import lm_eval.models  # noqa: F401  before mlx-lm registers: lm-eval fills an empty registry only
+
     path = str(folder.path)
     if folder.backend == "mlxlm":
-        try:
-            import mlx.core as mx
-            from mlx_lm.evaluate import MLXLM
-        except ImportError as error:
-            raise YoyoError(
-                f"{folder.given}: an MLX folder needs mlx-lm: pip install 'mergekit-yoyo[mlx]'"
-            ) from error
+        import mlx.core as mx
+        from mlx_lm.evaluate import MLXLM
+
         mx.random.seed(settings.seed)
         return MLXLM(
             path,
@@ -238,6 +265,9 @@ def _run_task(
         model_source=folder.backend,
         model_name=folder.given,
         model_name_sanitized=folder.name,
+        system_instruction=None,
+        system_instruction_sha=None,
+        fewshot_as_multiturn=True,  # the harness's default; without examples it changes nothing
         chat_template=template,
         chat_template_sha=template and hashlib.sha256(template.encode()).hexdigest(),
         mergekit_yoyo_version=__version__,

@@ -33,7 +33,7 @@ class ResultStore:
     Args:
         folder: where `results_DATE.json` and `samples_TASK_DATE.jsonl` lie or will lie.
         setup: settings that earlier results must share, as recorded in their `config` (or beside).
-        restart: remove earlier results instead of going on from them.
+        restart: do not go on from earlier results; they are removed when there are new ones.
 
     Raises:
         YoyoError: earlier results of another setup, or files that are not one result.
@@ -41,9 +41,9 @@ class ResultStore:
 
     def __init__(self, folder: Path, setup: Mapping[str, Any], *, restart: bool) -> None:
         earlier = sorted(folder.glob("results_*.json"))
+        self._outdated: list[Path] = []
         if restart:
-            for file in (*earlier, *folder.glob("samples_*.jsonl")):
-                file.unlink()
+            self._outdated = [*earlier, *folder.glob("samples_*.jsonl")]
             earlier = []
         if len(earlier) > 1:
             raise YoyoError(
@@ -86,6 +86,8 @@ class ResultStore:
             )
             for name, own in samples.items()
         }
+        while self._outdated:
+            self._outdated.pop().unlink()
         for name, own in samples.items():
             file = self.path.name.replace("results_", f"samples_{name}_", 1)
             lines = (_dump(_plain_sample(sample)) + "\n" for sample in own)

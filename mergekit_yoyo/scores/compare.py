@@ -33,12 +33,6 @@ class TaskComparison:
     gained: frozenset[ItemKey] | None
     lost: frozenset[ItemKey] | None
 
-    @property
-    def exceeds_error(self) -> bool:
-        """Whether the models are further apart than the standard error of their difference."""
-        stderr = self.difference.stderr
-        return stderr is not None and abs(self.difference.value) > stderr
-
 
 @dataclass(frozen=True)
 class Comparison:

@@ -103,11 +103,11 @@ def render_comparison(comparison: Comparison) -> RenderableType:
             _metric(task.column),
             f"{task.a:.4f}",
             f"{task.b:.4f}",
-            Text(f"{gap.value:+.4f} ± {error}", style="bold" if task.exceeds_error else ""),
+            Text(f"{gap.value:+.4f} ± {error}", style="bold" if gap.exceeds_error else ""),
             str(gap.items or "unpaired"),
             flips,
         )
-    beyond = [task.column.task for task in comparison.tasks if task.exceeds_error]
+    beyond = [task.column.task for task in comparison.tasks if task.difference.exceeds_error]
     lines = [Text(f"Warning: {w}", style="bold yellow") for w in comparison.warnings]
     lines.append(
         Text(

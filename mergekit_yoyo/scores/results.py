@@ -109,7 +109,7 @@ def read_results(
     renamed = dict(names or {})
     used = set()
     for index, result in enumerate(found):
-        for key in (result.name, str(result.source), str(result.source.parent)):
+        for key in (str(result.source), str(result.source.parent), result.name):
             if key in renamed:
                 found[index] = replace(result, name=renamed[key])
                 used.add(key)

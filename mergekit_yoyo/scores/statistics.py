@@ -36,6 +36,15 @@ class Difference:
     def paired(self) -> bool:
         return self.items is not None
 
+    @property
+    def exceeds_error(self) -> bool:
+        """Whether it is larger than its standard error, if that is known.
+
+        One flipped item of n gives a difference and an error of exactly 1/n: rounding must not
+        make that a lead.
+        """
+        return self.stderr is not None and abs(self.value) > self.stderr * (1 + 1e-9)
+
 
 def mean_stderr(values: Sequence[float]) -> float | None:
     """Sample standard deviation over sqrt(n); None for fewer than two values."""

@@ -206,9 +206,7 @@ def _top(
 
 def _mark(row: ModelResult, cell: Cell, top: _Top | None) -> Cell:
     """`cell` marked the best if `row` leads, by more than the standard error of its lead."""
-    if top is None or row is not top.row or top.lead.stderr is None:
-        return cell
-    return replace(cell, best=abs(top.lead.value) > top.lead.stderr)
+    return replace(cell, best=top is not None and row is top.row and top.lead.exceeds_error)
 
 
 def _pairing(tops: Mapping[str, _Top | None]) -> list[str]:
