@@ -103,7 +103,8 @@ def test_results_are_what_lm_eval_itself_writes(evaluated):
     for task in TASKS:
         own, theirs = (samples_of(f, task) for f in (evaluated / "scores" / "german", plain_folder))
         assert own == theirs
-    ours, theirs = read_results([evaluated / "scores" / "german", plain_folder], {"plain": "p"})
+    both = [evaluated / "scores" / "german", plain_folder]
+    ours, theirs = read_results(both, {str(plain_folder): "p"})
     assert ours.tasks[TASKS[0]].metrics == theirs.tasks[TASKS[0]].metrics
     assert (theirs.name, theirs.chat_template, theirs.harness) == ("p", False, "0.4.13")
 

@@ -334,7 +334,8 @@ def test_two_models_of_one_name_must_be_told_apart(tmp_path):
     assert f"--name {files[1]}=NEW" in result.output
     result = scores(*files, "--name", f"{files[1]}=V2", "--name", "merged=V1")
     assert result.exit_code == 0, result.output
-    assert [line.split()[0] for line in result.output.splitlines() if "0.5" in line] == ["V1", "V2"]
+    words = result.output.split()
+    assert words.index("V1") < words.index("V2")
 
 
 # --- output ---------------------------------------------------------------------------------------
@@ -359,14 +360,21 @@ def test_terminal_table_shows_scores_errors_and_marks():
     assert result.exit_code == 0
     lines = result.output.splitlines()
     row = next(number for number, line in enumerate(lines) if "V3-qx86-hi" in line)
-    assert lines[row].split() == ["V3-qx86-hi", *"0.490 0.564 0.877 0.715*".split()] + (
-        "0.428 0.791 0.669 0.648".split()
-    )
+    expected = "V3-qx86-hi 0.490 0.564 0.877 0.715* 0.428 0.791 0.669 0.648"
+    assert " ".join(lines[row].split()) == expected
     assert lines[row + 1].split()[:3] == ["±0.015", "±0.010", "±0.006"]
     assert result.output.count("*") == 2  # the mark and the legend
     one = scores(PUBLISHED, "--tasks", "piqa,boolq").output
     assert "winogrande" not in one
     assert one.index("piqa") < one.index("boolq")
+
+
+def test_the_readme_shows_what_comes_out():
+    readme = (PUBLISHED.parent.parent / "README.md").read_text()
+    shown = readme.split("mergekit-yoyo scores examples/published-scores.md\n")[1]
+    block = shown.split("```text\n")[1].split("```")[0]
+    printed = [line.rstrip() for line in scores(PUBLISHED).output.splitlines()]
+    assert [line.rstrip() for line in block.splitlines()] == printed[1:]  # after an empty line
 
 
 def test_png_has_a_green_dot_for_the_marked_only(tmp_path):
@@ -440,8 +448,9 @@ def test_card_gets_table_and_metadata_and_keeps_the_rest(tmp_path):
         "ARC-Easy",
     )
     assert entry.value == easy.metric_value
-    assert (
-        entry.notes == "acc_norm, 0-shot, standard error 0.0101, no chat template, lm-eval 0.4.13"
+    error = np.std(items["arc_easy"], ddof=1) / math.sqrt(2376)
+    assert entry.notes == (
+        f"acc_norm, 0-shot, standard error {error:.4f}, no chat template, lm-eval 0.4.13"
     )
 
     before = (model / "README.md").read_bytes()
@@ -541,9 +550,9 @@ def test_bad_input_gives_a_sentence(tmp_path, monkeypatch, arguments, expected):
     }.items():
         (here / name).write_text(text)
     (here / "binary.json").write_bytes(b"\xff\xfe\x00")
-    files = {path for path in here.rglob("*")}
+    files = set(here.rglob("*"))
     result = scores(*arguments)
     assert result.exit_code == 2, result.output
     assert expected in " ".join(result.output.split())
     assert "Traceback" not in result.output
-    assert {path for path in here.rglob("*")} == files
+    assert set(here.rglob("*")) == files

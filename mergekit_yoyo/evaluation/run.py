@@ -136,12 +136,12 @@ def _load_tasks(settings: Settings) -> tuple[Any, dict[str, str]]:
             loaded = manager.load([name])["tasks"]
         except Exception as error:  # whatever a task's own code and the data set library raise
             raise YoyoError(f"task {name}: its data could not be loaded: {error}") from error
-        configs = {task: dict(loaded[task].dump_config()) for task in sorted(loaded)}
-        for config in configs.values():
+        configs = {task: dict(loaded[task].dump_config()) for task in loaded}
+        for task, config in configs.items():
             config.pop("num_fewshot", None)  # part of the settings
-        hashes[name] = hashlib.sha256(
-            json.dumps(configs, sort_keys=True, default=str).encode()
-        ).hexdigest()
+            config["metadata"] = loaded[task].VERSION  # the rest of it is where the YAML lies
+        dump = json.dumps(configs, sort_keys=True, default=str)
+        hashes[name] = hashlib.sha256(dump.encode()).hexdigest()
     return manager, hashes
 
 
@@ -230,7 +230,13 @@ def _load_model(folder: ModelFolder, settings: Settings) -> Any:
 
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     device = settings.device or (accelerator.type if accelerator else "cpu")
-    return get_model("hf")(pretrained=path, batch_size=settings.batch_size, device=device)
+    return get_model("hf")(
+        pretrained=path,
+        batch_size=settings.batch_size,
+        device=device,
+        # A template writes its own special tokens; mlx-lm's wrapper adds none to it either.
+        add_bos_token=False if settings.apply_chat_template else None,
+    )
 
 
 def _run_task(
