@@ -66,6 +66,7 @@ def write_tasks(folder: Path) -> None:
         (folder / f"{task}.yaml").write_text(
             f"""\
 task: {task}
+tag: next
 dataset_path: json
 dataset_kwargs:
   data_files:

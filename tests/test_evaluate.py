@@ -235,12 +235,16 @@ def test_a_task_whose_definition_changed_runs_again_and_restart_starts_over(eval
 def test_the_chat_template_is_applied_by_both_backends_or_by_none(evaluated):
     models = ["./german", "./german-mlx"]
     only = Settings(
-        tasks=["next_german"],
+        tasks=["next"],  # the tag of both tasks
         include_path=evaluated / "tasks",
         limit=3,
         apply_chat_template=True,
     )
-    with_template = [file.parent for file in evaluate(models, evaluated / "chat", only)]
+    said: list[str] = []
+    files = evaluate(models, evaluated / "chat", only, progress=said.append)
+    assert any(line.startswith("  1/1 next: next_code, next_german (") for line in said)
+    with_template = [file.parent for file in files]
+    assert all(set(load(folder)["results"]) == set(TASKS) for folder in with_template)
     prompts = [
         [sample["arguments"]["gen_args_0"]["arg_0"] for sample in samples_of(folder, "next_german")]
         for folder in with_template

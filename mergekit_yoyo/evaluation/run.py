@@ -59,7 +59,7 @@ def evaluate(
         out: for each model a folder NAME with `results_DATE.json` and `samples_TASK_DATE.jsonl`,
             as lm-eval lays them out.
         settings: tasks and setup.
-        restart: throw away what `out` has of these models.
+        restart: replace what `out` has of these models.
         progress: called with a line of text at each step.
 
     Returns:
@@ -195,19 +195,25 @@ def _evaluate_model(
     lm = _load_model(folder, settings)
     for task in remaining:
         started = time.perf_counter()
-        progress(f"  {list(tasks).index(task) + 1}/{len(tasks)} {task} ...")
+        place = f"{list(tasks).index(task) + 1}/{len(tasks)}"
+        progress(f"  {place} {task} ...")
         result, samples = _run_task(lm, task, folder, settings, manager)
         seconds = time.perf_counter() - started
         result["total_evaluation_time_seconds"] = str(seconds)
         store.add(task, tasks[task], result, samples)
-        scores = ", ".join(
-            f"{key.removesuffix(',none')} {value:.3f}"
-            for key, value in result["results"][task].items()
-            if isinstance(value, float) and "," in key and "_stderr" not in key
-        )
-        progress(f"  {list(tasks).index(task) + 1}/{len(tasks)} {task}: {scores} ({seconds:.0f} s)")
+        progress(f"  {place} {task}: {_summary(task, result)} ({seconds:.0f} s)")
     del lm
     gc.collect()  # the next model may need the memory
+
+
+def _summary(task: str, result: dict[str, Any]) -> str:
+    if task not in result["results"]:  # a tag stands for tasks and has no score of its own
+        return ", ".join(result["results"])
+    return ", ".join(
+        f"{key.removesuffix(',none')} {value:.3f}"
+        for key, value in result["results"][task].items()
+        if isinstance(value, float) and "," in key and "_stderr" not in key
+    )
 
 
 def _load_model(folder: ModelFolder, settings: Settings) -> Any:
@@ -265,6 +271,7 @@ def _run_task(
     result["config"].update(
         _setup(folder, settings),
         model_args={"pretrained": folder.given},
+        device=str(lm.device) if folder.backend == "hf" else None,
         quantization=folder.quantization,
     )
     result.update(

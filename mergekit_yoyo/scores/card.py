@@ -53,6 +53,7 @@ def write_card(table: Table, folder: Path, *, eval_results: bool = False) -> lis
     row = _row_of(table, folder)
     readme = folder / "README.md"
     card = readme.read_bytes().decode() if readme.exists() else ""
+    check_card(card)
     metrics = {column.task: column.metric for column in table.columns}
     entries = [
         _index_entry(task, metrics[task], cell.value, row.result)
@@ -62,8 +63,8 @@ def write_card(table: Table, folder: Path, *, eval_results: bool = False) -> lis
     if entries:
         index = _merge_index(read_metadata(card).get("model-index"), folder.resolve().name, entries)
         card = update_metadata(card, {"model-index": index})
-    check_card(card)
     card = write_section(card, "scores", "## Benchmark scores\n\n" + render_markdown(table))
+    check_card(card)
     files = {readme: card}
     if eval_results:
         files |= _eval_results(row, metrics, folder / ".eval_results")

@@ -87,8 +87,7 @@ def build_table(
     columns = choose_columns(results, tasks, metrics)
     shown = [narrow(result, columns) for result in results]
     tops = {column.task: _top_of(column, shown) for column in columns}
-    averaged = len(columns) > 1 and not any(column.lower_is_better for column in columns)
-    complete = [row for row in shown if averaged and len(row.tasks) == len(columns)]
+    complete = _averaged(columns, shown)
     top_mean = _top(
         complete,
         lambda row: _mean(row, columns).value,
@@ -172,6 +171,19 @@ def _column(task: str, results: Sequence[ModelResult], wanted: str | None) -> Co
 def _score(row: ModelResult, column: Column) -> Cell:
     task = row.tasks[column.task]
     return Cell(task.metrics[column.metric].value, score_stderr(task, column.metric))
+
+
+def _averaged(columns: Sequence[Column], rows: Sequence[ModelResult]) -> list[ModelResult]:
+    """The rows with a mean: those that have every task, if all scores are shares, 1 the best."""
+    shares = all(
+        0 <= _score(row, column).value <= 1 and not column.lower_is_better
+        for column in columns
+        for row in rows
+        if column.task in row.tasks
+    )
+    if len(columns) < 2 or not shares:
+        return []
+    return [row for row in rows if len(row.tasks) == len(columns)]
 
 
 def _mean(row: ModelResult, columns: Sequence[Column]) -> Cell:
