@@ -519,6 +519,7 @@ def test_flipped_items_are_written_on_request(tmp_path):
         (["a", "--metric", "boolq"], "--metric boolq: expected --metric OLD=NEW"),
         (["a", "--name", "b=c"], "--name b=...: no result has that name or path. Did you mean a?"),
         (["a", "--out", "t.xlsx"], "--out t.xlsx: expected one of .md, .csv, .png"),
+        (["a", "--out", "nowhere/t.md"], "--out nowhere/t.md: no folder nowhere"),
         (["a", "--card", "nowhere"], "--card nowhere: no such folder"),
         (["a", "--card", "empty"], "no row of the table is this model; expected one named empty"),
         (["a", "--eval-results"], "--eval-results needs --card FOLDER"),

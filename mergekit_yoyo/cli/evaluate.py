@@ -42,7 +42,9 @@ from mergekit_yoyo.scores.results import SEVEN_TASKS
 @click.option("--batch-size", type=click.IntRange(min=1), default=8, show_default=True)
 @click.option("--device", help="Device for transformers models, such as cuda:1 or mps.")
 @click.option("--seed", type=int, default=1234, show_default=True)
-@click.option("--restart", is_flag=True, help="Start over: replace earlier results of these models.")
+@click.option(
+    "--restart", is_flag=True, help="Start over: replace earlier results of these models."
+)
 def command(
     models: tuple[str, ...],
     tasks: str,

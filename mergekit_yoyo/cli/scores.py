@@ -88,6 +88,8 @@ def command(
     for out in outs:
         if out.suffix not in _SUFFIXES:
             raise YoyoError(f"--out {out}: expected one of {', '.join(_SUFFIXES)}")
+        if not out.parent.is_dir():
+            raise YoyoError(f"--out {out}: no folder {out.parent}")
     if eval_results and card is None:
         raise YoyoError("--eval-results needs --card FOLDER")
     if items and not pair:

@@ -1,11 +1,13 @@
 """The table as a PNG: a dot and its standard error for each model, one panel a task."""
 
 from pathlib import Path
+from textwrap import wrap
 
 from mergekit_yoyo.errors import YoyoError
 from mergekit_yoyo.scores.table import Cell, Table
 
 _PANELS_PER_LINE = 4
+_LETTERS_PER_INCH = 14  # of the footer
 _INK, _BEST, _FAINT = "#444444", "#0a7d4f", "#dddddd"
 
 
@@ -30,15 +32,13 @@ def write_png(table: Table, path: Path) -> None:
     width = min(len(panels), _PANELS_PER_LINE)
     height = -(-len(panels) // width)
     names = [row.result.name for row in table.rows]
-    label_inches = 0.08 * max(map(len, names))
+    inches = 0.08 * max(map(len, names)) + 2.3 * width
     footer = [f"Warning: {warning}" for warning in table.warnings]
-    footer += ["bars: ± one standard error; filled green: best by more than that of its lead"]
+    footer += ["bars: ± one standard error; filled green: leads by more than that of its lead"]
     footer += table.notes
+    lines = [part for line in footer for part in wrap(line, int(_LETTERS_PER_INCH * inches))]
     figure = Figure(
-        figsize=(
-            label_inches + 2.3 * width,
-            height * (0.9 + 0.28 * len(names)) + 0.19 * len(footer) + 0.2,
-        ),
+        figsize=(inches, height * (0.9 + 0.28 * len(names)) + 0.19 * len(lines) + 0.2),
         layout="constrained",
     )
     axes = figure.subplots(height, width, sharey=True, squeeze=False)
@@ -70,5 +70,5 @@ def write_png(table: Table, path: Path) -> None:
             axis.set_ylim(len(names) - 0.4, -0.6)
     for axis in list(axes.flat)[len(panels) :]:
         axis.set_visible(False)
-    figure.supxlabel("\n".join(footer), fontsize=8, x=0.01, ha="left", color=_INK)
+    figure.supxlabel("\n".join(lines), fontsize=8, x=0.01, ha="left", color=_INK)
     figure.savefig(path, dpi=160, format="png")

@@ -19,7 +19,7 @@ _LEGEND = (
 
 def render_terminal(table: Table) -> RenderableType:
     """The table for `rich`: the standard error under each score, the best in bold with a star."""
-    grid = RichTable(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    grid = RichTable(box=SIMPLE_HEAD, pad_edge=False, padding=0)
     grid.add_column("model", overflow="fold")
     weights = _has_weights(table)
     if weights:
