@@ -16,7 +16,9 @@ import click
 import yaml
 from broken import KINDS, break_model
 from held_out import EXPERTS, QUICKSTART, mean_loss
+from rich.console import Console
 from rich.progress import track
+from transformers.utils import logging as transformers_logging
 
 METHODS = {
     "linear": {"merge_method": "linear", "parameters": {"weight": 1.0}},
@@ -50,9 +52,15 @@ def merge(models: list[Path], method: dict[str, object], out: Path) -> None:
         raise RuntimeError(f"mergekit-yaml {recipe}: {process.stderr[-2000:]}")
 
 
+def _cell(loss: float, good_loss: float) -> str:
+    ratio = loss / good_loss
+    return f"{loss:.4f} ({ratio - 1:+.1%})" if ratio < 10 else f"{loss:,.0f} (x {ratio:,.0f})"
+
+
 @click.command(help=__doc__.split("\n\n")[0])
 @click.option("--broken-from", default="base", show_default=True, help="The expert to break.")
 def main(broken_from: str) -> None:
+    transformers_logging.disable_progress_bar()
     good = [EXPERTS / name for name in QUICKSTART]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -62,17 +70,19 @@ def main(broken_from: str) -> None:
             inputs[f"and {kind}: {meaning}"] = [*good, folder / kind]
         losses: dict[str, list[float]] = {label: [] for label in inputs}
         runs = [(label, key) for label in inputs for key in METHODS]
-        for i, (label, key) in enumerate(track(runs, "Merging")):
+        console = Console(stderr=True)
+        for i, (label, key) in enumerate(track(runs, "Merging", console=console)):
             merge(inputs[label], METHODS[key], folder / f"merge-{i}")
             losses[label].append(mean_loss(folder / f"merge-{i}"))
     click.echo("| models merged | " + " | ".join(METHODS) + " |")
     click.echo("|---|" + "---:|" * len(METHODS))
     first = next(iter(losses.values()))
     for label, row in losses.items():
-        cells = [
-            f"{loss:.4f}" if row is first else f"{loss:.4f} ({loss / good_loss - 1:+.1%})"
-            for loss, good_loss in zip(row, first, strict=True)
-        ]
+        cells = (
+            [f"{loss:.4f}" for loss in row]
+            if row is first
+            else [_cell(loss, good_loss) for loss, good_loss in zip(row, first, strict=True)]
+        )
         click.echo(f"| {label} | " + " | ".join(cells) + " |")
 
 

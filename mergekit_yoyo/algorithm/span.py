@@ -1,0 +1,189 @@
+"""Steps 1 to 3 in the span of the inputs: RMS, center and residuals as small matrices.
+
+With an anchor or a geometric median everything is a linear combination of the inputs: vectors are
+rows of coefficients in the basis x_p, x_k - x_p (pivot p), and the Gram matrix of that basis gives
+every inner product. With the coordinate-wise median the basis is m, R_1 .. R_K itself.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mergekit_yoyo.algorithm.center import geometric_median
+from mergekit_yoyo.algorithm.robust import Array
+from mergekit_yoyo.algorithm.streaming import difference_gram, median_gram, squared_norms
+
+Center = Literal["geometric_median", "coordinate_median", "anchor"]
+
+EXACT_BELOW = 2**16  # elements up to which float64 costs nothing worth saving
+FLOAT32_RESOLVES = 1e-4  # smallest to largest squared norm that float32 products keep apart
+ROUND_OFF = 1e-7  # singular values of a float64 Gram below this times the largest norm are noise
+
+
+@dataclass(frozen=True)
+class Span:
+    """B problems in a basis of M vectors. All arrays float64 on the host.
+
+    gram: [B, M, M] of the basis. center: [B, M] and residuals: [B, K, M], coefficients of m and
+    R_k. rms, norms: [B, K], r_k and ||x_k||. unit_scale: [B, K], u_k = unit_scale_k x_k.
+    center_weights: [B, K], m = sum_k center_weights_k u_k, or NaN. noise: [B], the singular value
+    of R at which round-off begins. identical: [B], all inputs alike. iterations, status: [B], of
+    the geometric median.
+    """
+
+    gram: Array
+    center: Array
+    residuals: Array
+    rms: Array
+    norms: Array
+    unit_scale: Array
+    center_weights: Array
+    noise: Array
+    identical: NDArray[np.bool_]
+    iterations: NDArray[np.int64]
+    status: NDArray[np.str_]
+
+    @property
+    def residual_gram(self) -> Array:
+        """[B, K, K], R R^T."""
+        return _inner(self.residuals, self.gram)
+
+    def norm(self, vectors: Array) -> Array:
+        """[B], the L2 norms of vectors given by coefficients [B, M]."""
+        return np.sqrt(np.maximum(_inner(vectors[:, None], self.gram)[:, 0, 0], 0.0))
+
+
+def span_of(
+    tensors: Sequence[Tensor], center: Center, anchor: int | None, eps: float
+) -> Span | None:
+    """Stream the inputs [B, ...] and return their span, or None where they are not finite.
+
+    Large inputs on a CPU are multiplied in float32, which is exact enough for fine-tunes of one
+    model; where it is not (an outlier, a wrong scale, overflow) they are read again in float64. A
+    GPU always uses float64, so as to wait for the device only once.
+    """
+    for dtype in _working_dtypes(tensors[0]):
+        if center == "coordinate_median":
+            span = _around_median(tensors, eps, dtype)
+        else:
+            span = _of_inputs(tensors, anchor, eps, dtype)
+        if span is not None:
+            return span
+    return None
+
+
+def _working_dtypes(first: Tensor) -> tuple[torch.dtype, ...]:
+    float32_is_exact = torch.get_float32_matmul_precision() == "highest"
+    small = prod(first.shape[1:]) <= EXACT_BELOW
+    if first.device.type != "cpu" or first.dtype == torch.float64 or small or not float32_is_exact:
+        return (torch.float64,)
+    return (torch.float32, torch.float64)
+
+
+def _of_inputs(
+    tensors: Sequence[Tensor], anchor: int | None, eps: float, dtype: torch.dtype
+) -> Span | None:
+    count, pivot = len(tensors), anchor or 0
+    gram = difference_gram(tensors, pivot, dtype).cpu().numpy()
+    if not np.isfinite(gram).all():
+        return None
+    inputs = np.eye(count)
+    inputs[:, pivot] = 1.0  # x_k = x_p + (x_k - x_p)
+
+    # step 1
+    squares = np.diagonal(inputs @ gram @ inputs.T, axis1=1, axis2=2)
+    norms, rms, unit_scale = _scales(squares, tensors[0], eps)
+    units = unit_scale[:, :, None] * inputs
+
+    # what entered the differences u_k - u_p, against the smallest spread that must be told from it
+    entering = (units - units[:, pivot : pivot + 1]) ** 2 * _diagonal(gram)[:, None, :]
+    largest = entering.max((1, 2))
+    spread = units - units.mean(1, keepdims=True)
+    eigenvalues, vectors = np.linalg.eigh(_inner(spread, gram))
+    if dtype == torch.float32 and (eigenvalues[:, 1] <= FLOAT32_RESOLVES * largest).any():
+        return None
+    identical = np.delete(_diagonal(gram), pivot, axis=1).max(1) == 0
+
+    # step 2
+    iterations = np.zeros(len(gram), dtype=np.int64)
+    status = np.full(len(gram), "direct")
+    if anchor is not None:
+        weights = np.broadcast_to(np.eye(count)[anchor], (len(gram), count))
+    else:
+        points = vectors * np.sqrt(np.maximum(eigenvalues, 0.0))[:, None, :]
+        found = geometric_median(points)
+        weights, iterations, status = found.weights, found.iterations, found.status
+    center = np.einsum("bk,bkm->bm", weights, units)
+
+    return Span(
+        gram=gram,
+        center=center,
+        residuals=units - center[:, None],  # step 3
+        rms=rms,
+        norms=norms,
+        unit_scale=unit_scale,
+        center_weights=weights,
+        noise=ROUND_OFF * np.sqrt(largest),
+        identical=identical,
+        iterations=iterations,
+        status=status,
+    )
+
+
+def _around_median(tensors: Sequence[Tensor], eps: float, dtype: torch.dtype) -> Span | None:
+    count = len(tensors)
+    squares = squared_norms(tensors, dtype).cpu().numpy()
+    if not np.isfinite(squares).all():
+        return None
+    norms, rms, unit_scale = _scales(squares, tensors[0], eps)
+    gram = median_gram(tensors, unit_scale, dtype).cpu().numpy()
+    if not np.isfinite(gram).all():
+        return None
+    residual_gram = gram[:, 1:, 1:]
+    largest = _diagonal(residual_gram).max(1)
+    smallest_kept = np.linalg.eigvalsh(residual_gram)[:, 1]
+    if dtype == torch.float32 and (smallest_kept <= FLOAT32_RESOLVES * largest).any():
+        return None
+    basis = np.broadcast_to(np.eye(count + 1), (len(gram), count + 1, count + 1))
+    identical = np.array(
+        [
+            largest[b] == 0 and all(torch.equal(x[b], tensors[0][b]) for x in tensors[1:])
+            for b in range(len(gram))
+        ]
+    )
+    nothing = np.full((len(gram), count), np.nan)
+    return Span(
+        gram=gram,
+        center=basis[:, 0],
+        residuals=basis[:, 1:],
+        rms=rms,
+        norms=norms,
+        unit_scale=unit_scale,
+        center_weights=nothing,
+        noise=ROUND_OFF * np.sqrt(largest),
+        identical=identical,
+        iterations=np.zeros(len(gram), dtype=np.int64),
+        status=np.full(len(gram), "direct"),
+    )
+
+
+def _scales(squares: Array, first: Tensor, eps: float) -> tuple[Array, Array, Array]:
+    """Step 1: ||x_k||, r_k = sqrt(mean(x_k^2) + eps) and the factor 1 / (r_k + eps)."""
+    squares = np.maximum(squares, 0.0)
+    rms = np.sqrt(squares / prod(first.shape[1:]) + eps)
+    return np.sqrt(squares), rms, 1.0 / (rms + eps)
+
+
+def _inner(rows: Array, gram: Array) -> Array:
+    product = rows @ gram @ rows.transpose(0, 2, 1)
+    return np.asarray((product + product.transpose(0, 2, 1)) / 2)
+
+
+def _diagonal(gram: Array) -> Array:
+    return np.diagonal(gram, axis1=1, axis2=2)

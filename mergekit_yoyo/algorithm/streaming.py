@@ -1,0 +1,256 @@
+"""The passes over the tensors: inner products in, weighted sums out, in chunks of fixed size.
+
+Nothing of the size of a tensor is allocated but the result. Every function takes K tensors shaped
+[B, ...]: B independent problems of one shape (B = 1 for an ordinary tensor, the experts of a
+packed one), of any dtype and strides, and reads them tile by tile into a scratch buffer:
+
+- `difference_gram`: inner products of x_p and all x_k - x_p (pivot p),
+- `squared_norms`: ||x_k||^2,
+- `median_gram`: inner products of the coordinate-wise median of the scaled inputs and of their
+  residuals from it,
+- `weighted_sum` and `weighted_median_sum`: the results of step 9.
+
+Products and sums inside a block of 1024 elements use the working dtype; blocks are added in
+float64. Nothing here waits for the device: the caller fetches one small matrix.
+"""
+
+from collections.abc import Iterator, Sequence
+from math import prod
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mergekit_yoyo.algorithm.center import median_network
+from mergekit_yoyo.algorithm.robust import Array
+
+BLOCK = 1024  # elements whose products are added in the working dtype
+MIB = 2**20
+Tile = tuple[slice, ...]
+
+
+def scratch_bytes(device: torch.device) -> int:
+    """Scratch for one pass: 6 MiB a thread up to 48 MiB, then 3 MiB a thread; 256 MiB on a GPU.
+
+    Each operation on a chunk then gives every thread enough to outweigh its start, and a chunk of
+    a few threads stays in the last-level cache.
+    """
+    if device.type != "cpu":
+        return 256 * MIB
+    threads = torch.get_num_threads()
+    return max(min(6 * threads, 48), 3 * threads) * MIB
+
+
+def tiles(shape: Sequence[int], max_elements: int) -> Iterator[Tile]:
+    """Slices that cover `shape` ([B, ...]) in tiles of at most `max_elements` (at least one row).
+
+    A tile spans several problems only where it holds them whole.
+    """
+    axis = next((a for a in range(len(shape)) if prod(shape[a + 1 :]) <= max_elements), len(shape))
+    axis = min(axis, len(shape) - 1)
+    step = max(max_elements // max(prod(shape[axis + 1 :]), 1), 1)
+    for outer in np.ndindex(*shape[:axis]):
+        lead = tuple(slice(i, i + 1) for i in outer)
+        for start in range(0, shape[axis], step):
+            yield (*lead, slice(start, min(start + step, shape[axis])))
+
+
+def flattened(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """The tensors [B, ...] viewed as [B, N] where all their strides allow it, else as they are."""
+    flat = []
+    for x in tensors:
+        try:
+            flat.append(x.view(x.shape[0], -1))
+        except RuntimeError:  # strided: tiles are cut from the original axes
+            return list(tensors)
+    return flat
+
+
+class _Scratch:
+    """Rows of working dtype for one tile at a time, padded with zeros to whole blocks."""
+
+    def __init__(self, rows: int, like: Tensor, dtype: torch.dtype) -> None:
+        budget = scratch_bytes(like.device) // (rows * dtype.itemsize) // BLOCK * BLOCK
+        problem = self._padded(prod(like.shape[1:]))
+        size = min(budget, like.shape[0] * problem)
+        whole_problems = size // problem * prod(like.shape[1:])
+        self.max_elements = whole_problems or size
+        self._buffer = torch.empty((rows, size), dtype=dtype, device=like.device)
+
+    @staticmethod
+    def _padded(n: int) -> int:
+        width = min(BLOCK, n)
+        return -(-n // width) * width
+
+    def rows(self, tile_shape: Sequence[int]) -> Tensor:
+        """[rows, g, n_padded] for a tile of g problems with n elements each; padding zeroed."""
+        g, n = tile_shape[0], prod(tile_shape[1:])
+        padded = self._padded(n)
+        rows = self._buffer[:, : g * padded].view(-1, g, padded)
+        rows[:, :, n:] = 0
+        return rows
+
+
+def _inner_products(rows: Tensor) -> Tensor:
+    """[g, R, R] float64 inner products of [R, g, n] rows, blocks of BLOCK added in float64."""
+    count, g, n = rows.shape
+    blocks = rows.reshape(count, -1, min(BLOCK, n)).transpose(0, 1)
+    products = torch.bmm(blocks, blocks.transpose(1, 2))
+    return products.view(g, -1, count, count).sum(1, dtype=torch.float64)
+
+
+def difference_gram(tensors: Sequence[Tensor], pivot: int, dtype: torch.dtype) -> Tensor:
+    """[B, K, K] float64 Gram matrix of x_p (row p) and x_k - x_p (the other rows).
+
+    Differences are taken before the products: a Gram of raw inputs would cancel for fine-tunes,
+    which differ by 1e-1 to 1e-4 of their norm.
+    """
+    tensors = flattened(tensors)
+    first = tensors[0]
+    scratch = _Scratch(len(tensors), first, dtype)
+    gram = first.new_zeros((first.shape[0], len(tensors), len(tensors)), dtype=torch.float64)
+    for tile in tiles(first.shape, scratch.max_elements):
+        shape = first[tile].shape
+        rows = scratch.rows(shape)
+        n = prod(shape[1:])
+        for k, x in enumerate(tensors):
+            rows[k, :, :n].view(shape).copy_(x[tile])
+        for k in range(len(tensors)):
+            if k != pivot:
+                rows[k].sub_(rows[pivot])
+        gram[tile[0]] += _inner_products(rows)
+    return gram
+
+
+def squared_norms(tensors: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+    """[B, K] float64: ||x_k||^2."""
+    tensors = flattened(tensors)
+    first = tensors[0]
+    scratch = _Scratch(1, first, dtype)
+    norms = first.new_zeros((first.shape[0], len(tensors)), dtype=torch.float64)
+    for tile in tiles(first.shape, scratch.max_elements):
+        shape = first[tile].shape
+        n = prod(shape[1:])
+        rows = scratch.rows(shape)
+        for k, x in enumerate(tensors):
+            rows[0, :, :n].view(shape).copy_(x[tile])
+            norms[tile[0], k] += _inner_products(rows)[:, 0, 0]
+    return norms
+
+
+def median_gram(tensors: Sequence[Tensor], scale: Array, dtype: torch.dtype) -> Tensor:
+    """[B, K+1, K+1] float64 Gram matrix of m (row 0) and R_k = u_k - m, u_k = scale_k x_k.
+
+    scale: [B, K] on the host; m is the coordinate-wise median of the u_k.
+    """
+    tensors = flattened(tensors)
+    first, k = tensors[0], len(tensors)
+    scratch = _Scratch(2 * k + 1, first, dtype)
+    factors = torch.from_numpy(scale).to(device=first.device, dtype=dtype)
+    gram = first.new_zeros((first.shape[0], k + 1, k + 1), dtype=torch.float64)
+    for tile in tiles(first.shape, scratch.max_elements):
+        rows = scratch.rows(first[tile].shape)
+        center, units = rows[0], rows[1 : k + 1]
+        _load_scaled(units, tensors, factors, tile)
+        _median_into(center, units, rows[k + 1 :])
+        units.sub_(center)
+        gram[tile[0]] += _inner_products(rows[: k + 1])
+    return gram
+
+
+def weighted_sum(
+    tensors: Sequence[Tensor], weights: Array, out: Tensor, dtype: torch.dtype
+) -> None:
+    """Write sum_k weights_k x_k to `out`, added in `dtype` and rounded once.
+
+    weights: [B, K] on the host.
+    """
+    *tensors, out = flattened([*tensors, out])
+    scratch = _Scratch(2, out, dtype)
+    for tile in tiles(out.shape, scratch.max_elements):
+        target = out[tile]
+        total, product = (
+            row[:, : prod(target.shape[1:])].view(target.shape)
+            for row in scratch.rows(target.shape)
+        )
+        total.zero_()
+        _add_weighted(total, product, tensors, weights, tile)
+        target.copy_(total)
+
+
+def weighted_median_sum(
+    tensors: Sequence[Tensor],
+    scale: Array,
+    center_weight: Array,
+    weights: Array,
+    out: Tensor,
+    dtype: torch.dtype,
+) -> None:
+    """Write center_weight m + sum_k weights_k x_k to `out`, m as in `median_gram`.
+
+    center_weight: [B]; weights: [B, K].
+    """
+    *tensors, out = flattened([*tensors, out])
+    k = len(tensors)
+    scratch = _Scratch(2 * k + 1, out, dtype)
+    factors = torch.from_numpy(scale).to(device=out.device, dtype=dtype)
+    center_factor = torch.from_numpy(center_weight[:, None]).to(device=out.device, dtype=dtype)
+    for tile in tiles(out.shape, scratch.max_elements):
+        target = out[tile]
+        rows = scratch.rows(target.shape)
+        _load_scaled(rows[1 : k + 1], tensors, factors, tile)
+        _median_into(rows[0], rows[1 : k + 1], rows[k + 1 :])
+        rows[0].mul_(center_factor[tile[0]])
+        total, product = (
+            row[:, : prod(target.shape[1:])].view(target.shape) for row in (rows[0], rows[1])
+        )
+        _add_weighted(total, product, tensors, weights, tile)
+        target.copy_(total)
+
+
+def _add_weighted(
+    total: Tensor, product: Tensor, tensors: Sequence[Tensor], weights: Array, tile: Tile
+) -> None:
+    """total += sum_k weights_k x_k on one tile; `product` is scratch."""
+    rows = weights[tile[0]]
+    if len(rows) == 1:  # scalars on the host: the accumulator takes the input as it is
+        for x, weight in zip(tensors, rows[0].tolist(), strict=True):
+            if weight != 0.0:
+                total.add_(x[tile], alpha=weight)
+        return
+    factors = torch.from_numpy(rows).to(device=total.device, dtype=total.dtype)
+    for k, x in enumerate(tensors):
+        product.copy_(x[tile])
+        total.add_(product.mul_(factors[:, k].view(-1, *[1] * (total.ndim - 1))))
+
+
+def _load_scaled(units: Tensor, tensors: Sequence[Tensor], factors: Tensor, tile: Tile) -> None:
+    shape = tensors[0][tile].shape
+    n = prod(shape[1:])
+    for k, x in enumerate(tensors):
+        units[k, :, :n].view(shape).copy_(x[tile])
+        units[k].mul_(factors[tile[0], k : k + 1])
+
+
+def _median_into(center: Tensor, units: Tensor, scratch: Tensor) -> None:
+    """Coordinate-wise median of the K rows of `units` by minima and maxima, no sort."""
+    k = len(units)
+    scratch.copy_(units)
+    place = list(scratch)
+    spare = center
+    for i, j, keep_min, keep_max in median_network(k):
+        low, high = place[i], place[j]
+        if keep_min and keep_max:
+            torch.minimum(low, high, out=spare)
+            torch.maximum(low, high, out=high)
+            place[i], spare = spare, low
+        elif keep_min:
+            torch.minimum(low, high, out=low)
+        else:
+            torch.maximum(low, high, out=high)
+    lower, upper = place[(k - 1) // 2], place[k // 2]
+    if k % 2:
+        center.copy_(lower)
+    else:
+        torch.add(lower, upper, out=spare)
+        torch.mul(spare, 0.5, out=center)
