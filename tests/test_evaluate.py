@@ -334,7 +334,13 @@ def test_quantization_labels(config, label):
     assert describe_quantization(config)["label"] == label
 
 
-def test_the_fingerprint_tells_two_exports_apart(place):
+def test_the_fingerprint_tells_two_exports_apart_and_names_are_as_given(place, monkeypatch):
     prints = {open_model(f"./{name}").fingerprint for name in MODELS[:3]}
     assert len(prints) == 3
+    (place / "link").symlink_to(place / "german")
+    names = [open_model(given).name for given in ("./german/", "./link", "german/../german-q4")]
+    assert names == ["german", "link", "german-q4"]
+    monkeypatch.chdir(place / "german")
+    assert open_model(".").name == "german"
+    monkeypatch.chdir(place)
     assert open_model("./german").fingerprint == open_model(str(place / "german")).fingerprint

@@ -30,7 +30,9 @@ class ModelFolder:
 
     @property
     def name(self) -> str:
-        return Path(self.given).name if "/" in self.given else self.path.name
+        """The folder's or repository's name, as given: a link keeps its own."""
+        name = Path(self.given).name
+        return self.path.name if name in {"", ".."} else name
 
 
 def open_model(given: str) -> ModelFolder:
