@@ -325,6 +325,21 @@ def test_runs_of_one_model_are_one_row_and_the_newest_counts(tmp_path):
     assert result.tasks["piqa"].metrics["acc_norm"].value == np.mean(newer)
 
 
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [
+        ("eval_._merged-q4_0.4.13_arc_easy_boolq", "merged-q4"),
+        ("eval_mlx-community_Llama_3.1_8B_0.4.9.2_05_boolq", "mlx-community_Llama_3.1_8B"),
+        ("mine", "mine"),
+    ],
+)
+def test_bare_files_are_named_after_the_model(tmp_path, file, name):
+    entry = {"alias": "boolq", "acc,none": 0.75, "acc_stderr,none": 0.0, "sample_len": 4}
+    (tmp_path / file).write_text(json.dumps({"boolq": entry}))
+    (result,) = read_results([tmp_path / file])
+    assert (result.name, result.chat_template, result.tasks["boolq"].items) == (name, None, 4)
+
+
 def test_two_models_of_one_name_must_be_told_apart(tmp_path):
     items = {"boolq": answers(40, 0.5, 1)}
     files = [write_result(tmp_path / run / "merged", items) for run in ("v1", "v2")]

@@ -7,21 +7,24 @@ resumes where it stopped), and what must be recorded for rows of a table to be c
 
 import gc
 import hashlib
-import json
-import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from mergekit_yoyo import __version__
 from mergekit_yoyo.errors import YoyoError
+from mergekit_yoyo.evaluation.harness import (
+    check_device,
+    check_installed,
+    load_model,
+    load_tasks,
+)
 from mergekit_yoyo.evaluation.model_folder import ModelFolder, open_model
 from mergekit_yoyo.evaluation.store import ResultStore
-from mergekit_yoyo.scores.results import SEVEN_TASKS, nearest
+from mergekit_yoyo.scores.results import SEVEN_TASKS
 
 Progress = Callable[[str], None]
 
@@ -82,85 +85,16 @@ def evaluate(
         if settings.apply_chat_template and not folder.has_chat_template:
             raise YoyoError(f"{folder.given}: --apply-chat-template, but it has no chat template")
     if settings.device and any(folder.backend == "hf" for folder in folders):
-        _check_device(settings.device)
-    _check_installed(folders)
+        check_device(settings.device)
+    check_installed(folders)
     stores = [
         ResultStore(out / folder.name, _setup(folder, settings), restart=restart)
         for folder in folders
     ]
-    manager, tasks = _load_tasks(settings)
+    manager, tasks = load_tasks(settings.tasks, settings.include_path)
     for folder, store in zip(folders, stores, strict=True):
         _evaluate_model(folder, store, settings, manager, tasks, progress)
     return [store.path for store in stores]
-
-
-def _check_installed(folders: Sequence[ModelFolder]) -> None:
-    if find_spec("lm_eval") is None:
-        raise YoyoError("evaluate needs lm-eval: pip install 'mergekit-yoyo[eval]'")
-    for folder in folders:
-        if folder.backend == "mlxlm" and find_spec("mlx_lm") is None:
-            raise YoyoError(
-                f"{folder.given}: an MLX folder needs mlx-lm: pip install 'mergekit-yoyo[mlx]'"
-            )
-
-
-def _check_device(name: str) -> None:
-    """Refuse what torch does not have here: the harness takes another device without a word."""
-    import torch
-
-    accelerator = torch.accelerator.current_accelerator(check_available=True)
-    names = ["cpu"]
-    if accelerator:
-        count = torch.accelerator.device_count()
-        names += [accelerator.type, *(f"{accelerator.type}:{index}" for index in range(count))]
-    if name not in names:
-        raise YoyoError(
-            f"--device {name}: torch has no such device here; it has {', '.join(names)}"
-        )
-
-
-def _load_tasks(settings: Settings) -> tuple[Any, dict[str, str]]:
-    """The harness's task manager, and the tasks with a hash of each one's configuration."""
-    from lm_eval.tasks import TaskManager
-
-    _quiet_harness()
-    include = settings.include_path
-    if include is not None and not include.is_dir():
-        raise YoyoError(f"--include-path {include}: no such folder")
-    manager = TaskManager(include_path=None if include is None else str(include))
-    hashes = {}
-    for name in settings.tasks:
-        if name not in manager.all_tasks:
-            raise YoyoError(f"no task {name} in lm-eval. {nearest(name, manager.all_tasks)}")
-        try:
-            loaded = manager.load([name])["tasks"]
-        except Exception as error:  # whatever a task's own code and the data set library raise
-            raise YoyoError(f"task {name}: its data could not be loaded: {error}") from error
-        configs = {task: dict(loaded[task].dump_config()) for task in loaded}
-        for task, config in configs.items():
-            config.pop("num_fewshot", None)  # part of the settings
-            config["metadata"] = loaded[task].VERSION  # the rest of it is where the YAML lies
-        dump = json.dumps(configs, sort_keys=True, default=str)
-        hashes[name] = hashlib.sha256(dump.encode()).hexdigest()
-    return manager, hashes
-
-
-def _quiet_harness() -> None:
-    """Let the harness warn, but of each thing once: it loads the tasks anew for every model."""
-    said: set[str] = set()
-
-    def is_new(record: logging.LogRecord) -> bool:
-        message, before = record.getMessage(), len(said)
-        said.add(message)
-        return len(said) > before
-
-    logger = logging.getLogger("lm_eval")
-    logger.setLevel(logging.WARNING)
-    logger.propagate = False
-    if not logger.handlers:
-        handler = logging.StreamHandler()
-        handler.addFilter(is_new)
-        logger.addHandler(handler)
 
 
 def _setup(folder: ModelFolder, settings: Settings) -> dict[str, Any]:
@@ -192,7 +126,13 @@ def _evaluate_model(
         progress(f"  already done: {', '.join(kept)}")
     if not remaining:
         return
-    lm = _load_model(folder, settings)
+    lm = load_model(
+        folder,
+        batch_size=settings.batch_size,
+        device=settings.device,
+        chat_template=settings.apply_chat_template,
+        seed=settings.seed,
+    )
     for task in remaining:
         started = time.perf_counter()
         place = f"{list(tasks).index(task) + 1}/{len(tasks)}"
@@ -213,35 +153,6 @@ def _summary(task: str, result: dict[str, Any]) -> str:
         f"{key.removesuffix(',none')} {value:.3f}"
         for key, value in result["results"][task].items()
         if isinstance(value, float) and "," in key and "_stderr" not in key
-    )
-
-
-def _load_model(folder: ModelFolder, settings: Settings) -> Any:
-    import lm_eval.models  # noqa: F401  before mlx-lm registers: lm-eval fills an empty registry only
-
-    path = str(folder.path)
-    if folder.backend == "mlxlm":
-        import mlx.core as mx
-        from mlx_lm.evaluate import MLXLM
-
-        mx.random.seed(settings.seed)
-        return MLXLM(
-            path,
-            batch_size=settings.batch_size,
-            # Left alone, it applies the chat template whenever there is one.
-            use_chat_template=settings.apply_chat_template,
-        )
-    import torch
-    from lm_eval.api.registry import get_model
-
-    accelerator = torch.accelerator.current_accelerator(check_available=True)
-    device = settings.device or (accelerator.type if accelerator else "cpu")
-    return get_model("hf")(
-        pretrained=path,
-        batch_size=settings.batch_size,
-        device=device,
-        # A template writes its own special tokens; mlx-lm's wrapper adds none to it either.
-        add_bos_token=False if settings.apply_chat_template else None,
     )
 
 
