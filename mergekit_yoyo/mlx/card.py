@@ -3,7 +3,7 @@
 from importlib.metadata import version
 from pathlib import Path
 
-import mergekit_yoyo
+from mergekit_yoyo import __version__
 from mergekit_yoyo.card import carry, check_card, read_metadata, update_metadata, write_section
 from mergekit_yoyo.mlx.plan import Plan
 from mergekit_yoyo.mlx.source import Source
@@ -119,7 +119,7 @@ def _body(
     if config.exists():
         parts += ["## Merge configuration", f"```yaml\n{config.read_text().strip()}\n```"]
     versions = ", ".join(f"{name} {version(name)}" for name in ("mlx-lm", "mlx", "transformers"))
-    parts.append(f"Made with mergekit-yoyo {mergekit_yoyo.__version__} ({versions}).")
+    parts.append(f"Made with mergekit-yoyo {__version__} ({versions}).")
     return "\n\n".join(parts)
 
 
