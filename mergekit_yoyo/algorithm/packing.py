@@ -53,5 +53,6 @@ def problems(tensor: Tensor, packing: Packing) -> Tensor:
             f"experts: separate expects a tensor [experts, {packing.pieces} x rows, columns]; got "
             f"shape {list(tensor.shape)}. Use experts: packed, which merges it as one tensor."
         )
-    pieces = tensor.unflatten(1, (packing.pieces, -1))  # [E, pieces, rows, columns]
+    experts, rows, *rest = tensor.shape
+    pieces = tensor.reshape(experts, packing.pieces, rows // packing.pieces, *rest)
     return pieces.flatten(0, 1) if packing.stacked else pieces.transpose(0, 1)

@@ -14,8 +14,8 @@ from mergekit_yoyo.algorithm.robust import Array
 class Details:
     """What a merge did. Arrays are float64 on the host unless said otherwise.
 
-    The leading axis [P] counts the problems: the experts of a packed tensor, gate and up in turn. It
-    is absent for an ordinary tensor.
+    The leading axis [P] counts the problems: the experts of a packed tensor, gate and up in turn.
+    It is absent for an ordinary tensor.
 
     weights: [P, K] in [0, 1], how much each input weighed in the consensus (step 7): the mean of
         W_kj over the kept directions, weighted by their energy. 1 is full trust, 0 is rejected.
