@@ -16,10 +16,11 @@ from torch import Tensor
 
 from mergekit_yoyo.algorithm.center import geometric_median
 from mergekit_yoyo.algorithm.options import Center
-from mergekit_yoyo.algorithm.robust import Array
+from mergekit_yoyo.algorithm.robust import Array, median
 from mergekit_yoyo.algorithm.streaming import difference_gram, median_gram, squared_norms
 
 ROUND_OFF = 1e-7  # singular values of a float64 Gram below this times the largest norm are noise
+MAX_PIVOT_RATIO = 2.0  # a pivot this much longer than the (lower) median input is replaced
 
 
 @dataclass(frozen=True)
@@ -69,8 +70,11 @@ def span_of(
     return _of_inputs(tensors, anchor, eps)
 
 
-def _of_inputs(tensors: Sequence[Tensor], anchor: int | None, eps: float) -> Span | None:
-    count, pivot = len(tensors), anchor or 0
+def _of_inputs(
+    tensors: Sequence[Tensor], anchor: int | None, eps: float, pivot: int | None = None
+) -> Span | None:
+    count, first_try = len(tensors), pivot is None
+    pivot = pivot or 0
     gram = difference_gram(tensors, pivot).cpu().numpy()
     if not np.isfinite(gram).all():
         return None
@@ -80,6 +84,8 @@ def _of_inputs(tensors: Sequence[Tensor], anchor: int | None, eps: float) -> Spa
     # step 1
     squares = np.diagonal(inputs @ gram @ inputs.T, axis1=1, axis2=2)
     norms, rms, unit_scale = _scales(squares, tensors[0], eps)
+    if first_try and (better := _better_pivot(norms, pivot)) != pivot:
+        return _of_inputs(tensors, anchor, eps, better)
     units = unit_scale[:, :, None] * inputs
 
     # the largest squared norm that entered the differences u_k - u_p sets the round-off
@@ -147,6 +153,16 @@ def _around_median(tensors: Sequence[Tensor], eps: float) -> Span | None:
         iterations=np.zeros(len(gram), dtype=np.int64),
         status=np.full(len(gram), "direct"),
     )
+
+
+def _better_pivot(norms: Array, pivot: int) -> int:
+    """The pivot, or another where it is far longer than most inputs.
+
+    Differences from an input of wrong scale are nothing but that input: the small ones between
+    the others drown in their products. No fine-tune goes the second way, which is one pass more.
+    """
+    ratio = norms / np.maximum(median(norms, 1, "lower"), np.finfo(float).tiny)[:, None]
+    return pivot if ratio[:, pivot].max() <= MAX_PIVOT_RATIO else int(ratio.max(0).argmin())
 
 
 def _scales(squares: Array, first: Tensor, eps: float) -> tuple[Array, Array, Array]:
