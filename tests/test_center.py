@@ -103,11 +103,11 @@ def test_points_on_one_line():
 
 
 def test_copies_of_a_point_hold_it():
-    status, place, weights = one([[1, 1], [0, 4], [1, 1], [5, 0]])
+    status, _, weights = one([[1, 1], [0, 4], [1, 1], [5, 0]])
     assert status == "data_point"
     np.testing.assert_array_equal(weights, [0.5, 0, 0.5, 0])
     # three different pull harder than one
-    status, place, weights = one([[0, 0], [1, 0], [1, 0.1], [1, -0.1]])
+    _, _, weights = one([[0, 0], [1, 0], [1, 0.1], [1, -0.1]])
     np.testing.assert_array_equal(weights, [0, 1, 0, 0])
 
 
@@ -130,16 +130,16 @@ def test_starting_on_a_data_point_that_is_not_the_median():
     found = geometric_median(points)
     assert found.status == ["converged"]
     assert pull(points, positions(points, found)) <= 1e-10
-    np.testing.assert_allclose(
-        positions(points, found)[0], plain_weiszfeld(points[0]), atol=1e-11
-    )
+    np.testing.assert_allclose(positions(points, found)[0], plain_weiszfeld(points[0]), atol=1e-11)
 
 
 def test_scale_and_place_do_not_matter():
     points = np.random.default_rng(3).normal(size=(50, 5, 4))
     weights = geometric_median(points).weights
     for scale, shift in ((1e-6, 0.0), (1e6, 0.0), (1.0, 5.0)):
-        np.testing.assert_allclose(geometric_median(scale * points + shift).weights, weights, atol=1e-9)
+        np.testing.assert_allclose(
+            geometric_median(scale * points + shift).weights, weights, atol=1e-9
+        )
 
 
 @pytest.mark.parametrize("count", range(1, 21))

@@ -101,7 +101,13 @@ def observed(tensors, **arguments):
 
 
 # what on a GPU would wait for the device: fetched scalars, and shapes that depend on values
-WAITING = ("aten::_local_scalar_dense", "aten::item", "aten::nonzero", "aten::is_nonzero", "aten::equal")
+WAITING = (
+    "aten::_local_scalar_dense",
+    "aten::item",
+    "aten::nonzero",
+    "aten::is_nonzero",
+    "aten::equal",
+)
 
 
 @pytest.mark.parametrize("center", CENTERS)
