@@ -4,53 +4,67 @@ Independent of the package: explicit D-dimensional vectors, a plain SVD, Weiszfe
 the vectors themselves. Only small tensors, please.
 """
 
+from typing import NamedTuple
+
 import numpy as np
 
 EPS, LAMBDA_MAX = 1e-8, 10.0
+
+
+class Reference(NamedTuple):
+    """The float64 merge, and r', p, lambda and ||R_k|| on the way (zeros where step 4 ends it)."""
+
+    merge: np.ndarray
+    rank: int
+    energy: float
+    energy_scale: float
+    residual_norms: np.ndarray
 
 
 def lower_median(values, axis):
     return np.take(np.sort(values, axis=axis), (values.shape[axis] - 1) // 2, axis=axis)
 
 
-def weiszfeld(u):
-    """Geometric median by the plain iteration, with Vardi and Zhang's step, from the mean."""
-    if len(u) == 2:
-        return u.mean(0)
+def geometric_median(u):
+    """argmin_y sum_k ||u_k - y|| by the plain iteration, with Vardi and Zhang's step."""
+    centered = u - u.mean(0)
+    _, singular, directions = np.linalg.svd(centered, full_matrices=False)
+    if len(u) == 2 or len(singular) == 1 or singular[1] <= 1e-10 * singular[0]:
+        order = np.argsort(centered @ directions[0])  # on one line: the ordinary median
+        return (u[order[(len(u) - 1) // 2]] + u[order[len(u) // 2]]) / 2
+    y, spread = u.mean(0), np.linalg.norm(centered, axis=1).max()
     for k in range(len(u)):  # a data point is the optimum if the others cannot pull it away
-        far = np.array([x - u[k] for x in u if np.linalg.norm(x - u[k]) > 0])
-        if len(far) == 0:
+        if np.linalg.norm(pull_at(u, u[k])) <= (np.linalg.norm(u - u[k], axis=1) == 0).sum():
             return u[k]
-        pull = sum(d / np.linalg.norm(d) for d in far)
-        if np.linalg.norm(pull) <= len(u) - len(far):
-            return u[k]
-    y = u.mean(0)
     for _ in range(20_000):
         d = np.linalg.norm(u - y, axis=1)
-        if (d == 0).any():
-            k = int(np.argmin(d))
-            far = [x for i, x in enumerate(u) if d[i] > 0]
-            pull = sum((x - y) / np.linalg.norm(x - y) for x in far)
-            y = y + 1e-6 * np.linalg.norm(far[0] - u[k]) * pull / np.linalg.norm(pull)
-            continue
-        new = (u / d[:, None]).sum(0) / (1 / d).sum()
-        spread = np.linalg.norm(u - u[0], axis=1).max()
-        if np.linalg.norm(new - y) <= max(1e-13 * spread, 4e-16 * np.linalg.norm(y)):
-            return new
-        y = new
+        far = d > 0
+        step_to = (u[far] / d[far, None]).sum(0) / (1 / d[far]).sum()
+        if not far.all():  # on a data point that is not the optimum
+            stay = (~far).sum() / np.linalg.norm(pull_at(u, y))
+            step_to = (1 - stay) * step_to + stay * y
+        step, y = np.linalg.norm(step_to - y), step_to
+        if step <= max(1e-14 * spread, 4e-16 * np.linalg.norm(y)):
+            break
     return y
+
+
+def pull_at(u, y):
+    """Sum of the unit vectors from y to the points, but for those at y."""
+    d = np.linalg.norm(u - y, axis=1)
+    return ((u - y)[d > 0] / d[d > 0, None]).sum(0)
 
 
 def yoyo_fusion(
     inputs,
     center="geometric_median",
-    anchor=0,
+    anchor=None,
     rescale="mean",
     mad_median="standard",
     tukey_c=4.685,
     max_scale=LAMBDA_MAX,
 ):
-    """inputs: K arrays of one shape. Returns the float64 merge."""
+    """inputs: K >= 2 arrays of one shape, with the options of `fuse`. Returns a `Reference`."""
     shape = np.shape(inputs[0])
     x = np.stack([np.asarray(i, dtype=np.float64).ravel() for i in inputs])
     K, D = x.shape
@@ -64,10 +78,11 @@ def yoyo_fusion(
     elif center == "coordinate_median":
         m = np.median(u, axis=0)
     else:
-        m = weiszfeld(u)
+        m = geometric_median(u)
     R = u - m
-    if np.linalg.norm(R, axis=1).max() < 1e-7:
-        y = m.copy()
+    residual_norms = np.linalg.norm(R, axis=1)
+    if residual_norms.max() < 1e-7:
+        y, kept, p, lam = m.copy(), 0, 0.0, 0.0
     else:
         Q, s, _ = np.linalg.svd(R.T, full_matrices=False)
         rank = int((s > s[0] * max(K, D) * 2.0**-52).sum())
@@ -86,4 +101,4 @@ def yoyo_fusion(
         y = m + lam * Q @ z
     y = y * average(r)
     y = y * average(np.linalg.norm(x, axis=1)) / (np.linalg.norm(y) + EPS)
-    return y.reshape(shape)
+    return Reference(y.reshape(shape), kept, p, lam, residual_norms)

@@ -1,6 +1,6 @@
 """The mathematics of YOYO-Fusion on torch tensors. Nothing here knows mergekit.
 
-Read in the order of the method: `fusion` tells the steps; `gram` and `streaming` reduce tensors of
+Read in the order of the method: `fusion` tells the steps; `span` and `streaming` reduce tensors of
 any size to small inner-product matrices and write the result back; `center`, `robust` and
 `consensus` work on those matrices.
 """

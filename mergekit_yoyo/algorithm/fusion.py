@@ -193,13 +193,14 @@ def _check_settings(settings: _Settings, count: int, name: str) -> None:
         check_choice(option, getattr(settings, option))
     for option in ("tukey_c", "max_scale", "eps"):
         check_number(option, getattr(settings, option))
-    if settings.center == "anchor" and not 0 <= (settings.anchor or 0) < count:
-        raise YoyoError(f"anchor: expected an index from 0 to {count - 1}; got {settings.anchor}.")
-    if (settings.center == "anchor") != (settings.anchor is not None):
+    anchor = settings.anchor
+    if (settings.center == "anchor") != (anchor is not None):
         raise YoyoError(
             f"{name}: center: anchor and the index `anchor` go together; "
-            f"got center: {settings.center}, anchor: {settings.anchor}."
+            f"got center: {settings.center}, anchor: {anchor}."
         )
+    if anchor is not None and (type(anchor) is not int or not 0 <= anchor < count):
+        raise YoyoError(f"anchor: expected an index from 0 to {count - 1}; got {anchor!r}.")
 
 
 def _not_finite(tensors: Sequence[Tensor], name: str, labels: Sequence[str]) -> YoyoError:

@@ -16,10 +16,12 @@ from torch import Tensor
 
 from mergekit_yoyo.algorithm.center import geometric_median
 from mergekit_yoyo.algorithm.options import Center
-from mergekit_yoyo.algorithm.robust import Array
+from mergekit_yoyo.algorithm.robust import Array, median
 from mergekit_yoyo.algorithm.streaming import difference_gram, median_gram, squared_norms
 
 ROUND_OFF = 1e-7  # singular values of a float64 Gram below this times the largest norm are noise
+SQUARE_ROUND_OFF = 1e-15  # of a squared norm, relative to the squares of what was added up
+MAX_PIVOT_RATIO = 2.0  # a pivot this much longer than the (lower) median input is replaced
 
 
 @dataclass(frozen=True)
@@ -53,8 +55,9 @@ class Span:
         return _inner(self.residuals, self.gram)
 
     def norm(self, vectors: Array) -> Array:
-        """[B], the L2 norms of vectors given by coefficients [B, M]."""
-        return np.sqrt(np.maximum(_inner(vectors[:, None], self.gram)[:, 0, 0], 0.0))
+        """[B], L2 norms of vectors given by coefficients [B, M]; their round-off where larger."""
+        squares = _inner(vectors[:, None], self.gram)[:, 0, 0]
+        return np.sqrt(np.maximum(squares, _square_noise(vectors[:, None], self.gram)[:, 0]))
 
 
 def span_of(
@@ -69,8 +72,11 @@ def span_of(
     return _of_inputs(tensors, anchor, eps)
 
 
-def _of_inputs(tensors: Sequence[Tensor], anchor: int | None, eps: float) -> Span | None:
-    count, pivot = len(tensors), anchor or 0
+def _of_inputs(
+    tensors: Sequence[Tensor], anchor: int | None, eps: float, pivot: int | None = None
+) -> Span | None:
+    count, first_try = len(tensors), pivot is None
+    pivot = pivot or 0
     gram = difference_gram(tensors, pivot).cpu().numpy()
     if not np.isfinite(gram).all():
         return None
@@ -79,7 +85,10 @@ def _of_inputs(tensors: Sequence[Tensor], anchor: int | None, eps: float) -> Spa
 
     # step 1
     squares = np.diagonal(inputs @ gram @ inputs.T, axis1=1, axis2=2)
-    norms, rms, unit_scale = _scales(squares, tensors[0], eps)
+    noise = _square_noise(np.broadcast_to(inputs, gram.shape), gram)
+    norms, rms, unit_scale = _scales(squares, tensors[0], eps, noise)
+    if first_try and (better := _better_pivot(norms, pivot)) != pivot:
+        return _of_inputs(tensors, anchor, eps, better)
     units = unit_scale[:, :, None] * inputs
 
     # the largest squared norm that entered the differences u_k - u_p sets the round-off
@@ -149,11 +158,34 @@ def _around_median(tensors: Sequence[Tensor], eps: float) -> Span | None:
     )
 
 
-def _scales(squares: Array, first: Tensor, eps: float) -> tuple[Array, Array, Array]:
-    """Step 1: ||x_k||, r_k = sqrt(mean(x_k^2) + eps) and the factor 1 / (r_k + eps)."""
+def _better_pivot(norms: Array, pivot: int) -> int:
+    """The pivot, or another where it is far longer than most inputs.
+
+    Differences from an input of wrong scale are nothing but that input: the small ones between
+    the others drown in their products. No fine-tune goes the second way, which is one pass more.
+    """
+    usual = np.maximum(median(norms, 1, "lower"), np.finfo(float).tiny ** 0.5)  # norms are roots
+    ratio = norms / usual[:, None]
+    return pivot if ratio[:, pivot].max() <= MAX_PIVOT_RATIO else int(ratio.max(0).argmin())
+
+
+def _scales(
+    squares: Array, first: Tensor, eps: float, noise: Array | float = 0.0
+) -> tuple[Array, Array, Array]:
+    """Step 1: ||x_k||, r_k = sqrt(mean(x_k^2) + eps) and the factor 1 / (r_k + eps).
+
+    noise: the round-off of the squares. An input lost in it must not be scaled up to unit size.
+    """
+    count = prod(first.shape[1:])
     squares = np.maximum(squares, 0.0)
-    rms = np.sqrt(squares / prod(first.shape[1:]) + eps)
-    return np.sqrt(squares), rms, 1.0 / (rms + eps)
+    rms = np.sqrt(squares / count + eps)
+    unit_scale = 1.0 / (np.sqrt(np.maximum(squares, noise) / count + eps) + eps)
+    return np.sqrt(squares), rms, unit_scale
+
+
+def _square_noise(rows: Array, gram: Array) -> Array:
+    """[B, R], round-off of the squared norms of vectors given by coefficients [B, R, M]."""
+    return np.asarray(SQUARE_ROUND_OFF * np.einsum("brm,bm->br", rows**2, _diagonal(gram)))
 
 
 def _inner(rows: Array, gram: Array) -> Array:

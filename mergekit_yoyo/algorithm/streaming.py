@@ -68,10 +68,14 @@ def flattened(tensors: Sequence[Tensor]) -> list[Tensor]:
 
 
 class _Scratch:
-    """Rows of float64 for one tile at a time, padded with zeros to whole blocks."""
+    """Rows of float64 for one tile at a time, padded with zeros to whole blocks.
 
-    def __init__(self, rows: int, like: Tensor) -> None:
-        budget = scratch_bytes(like.device) // (rows * 8) // BLOCK * BLOCK
+    temporary: rows that torch allocates besides, counted in the budget.
+    """
+
+    def __init__(self, rows: int, like: Tensor, temporary: int = 0) -> None:
+        budget = scratch_bytes(like.device) // ((rows + temporary) * 8) // BLOCK * BLOCK
+        budget = max(budget, BLOCK)  # hundreds of inputs
         problem = self._padded(prod(like.shape[1:]))
         size = min(budget, like.shape[0] * problem)
         whole_problems = size // problem * prod(like.shape[1:])
@@ -169,12 +173,13 @@ def weighted_sum(tensors: Sequence[Tensor], weights: Array, out: Tensor) -> None
     weights: [B, K] on the host.
     """
     *tensors, out = flattened([*tensors, out])
-    scratch = _Scratch(2, out)
+    # one problem needs no row for products, but torch converts an input to one of its own
+    scratch = _Scratch(1 if len(out) == 1 else 2, out, temporary=1)
     for tile in tiles(out.shape, scratch.max_elements):
         target = out[tile]
+        rows = scratch.rows(target.shape)
         total, product = (
-            row[:, : prod(target.shape[1:])].view(target.shape)
-            for row in scratch.rows(target.shape)
+            row[:, : prod(target.shape[1:])].view(target.shape) for row in (rows[0], rows[-1])
         )
         total.zero_()
         _add_weighted(total, product, tensors, weights, tile)
@@ -194,7 +199,7 @@ def weighted_median_sum(
     """
     *tensors, out = flattened([*tensors, out])
     k = len(tensors)
-    scratch = _Scratch(2 * k + 3, out)
+    scratch = _Scratch(2 * k + 3, out, temporary=1)
     factors = torch.from_numpy(scale).to(out.device)
     center_factor = torch.from_numpy(center_weight[:, None]).to(out.device)
     for tile in tiles(out.shape, scratch.max_elements):
