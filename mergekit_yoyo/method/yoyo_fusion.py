@@ -48,8 +48,8 @@ class YoyoFusion(GroupMergeMethod):  # type: ignore[misc]  # mergekit is not typ
     ) -> None:
         """mergekit's check of a slice or tensor, while planning and again before merging it.
 
-        Raises YoyoError for inputs that are quantized, for a head or norm that mergekit would
-        build from too few models, and for an anchor that is missing.
+        Raises YoyoError for inputs that are quantized, and PlanError for a head or norm that
+        mergekit would build from too few models and for an anchor that is missing.
         """
         super().validate_inputs(input_ids, base_id, group_name=group_name)
         check_model_files(input_ids)
