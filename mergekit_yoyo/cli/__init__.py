@@ -12,6 +12,14 @@ from mergekit_yoyo.errors import YoyoError
 COMMANDS: dict[str, tuple[str, str]] = {
     "doctor": ("mergekit_yoyo.cli.doctor", "Say whether mergekit knows yoyo_fusion."),
     "finish": ("mergekit_yoyo.cli.finish", "Make a merge look like the models that went in."),
+    "evaluate": (
+        "mergekit_yoyo.cli.evaluate",
+        "Run the seven tasks of the usual table (or others) with lm-evaluation-harness.",
+    ),
+    "scores": (
+        "mergekit_yoyo.cli.scores",
+        "Make the table of benchmark scores, or compare two models item by item.",
+    ),
 }
 
 

@@ -1,0 +1,88 @@
+"""`mergekit-yoyo evaluate`: options for `mergekit_yoyo.evaluation.evaluate`."""
+
+from pathlib import Path
+
+import click
+
+from mergekit_yoyo.scores.results import SEVEN_TASKS
+
+
+@click.command()
+@click.argument("models", metavar="MODEL...", nargs=-1, required=True)
+@click.option(
+    "--tasks",
+    default=",".join(SEVEN_TASKS),
+    show_default=True,
+    metavar="TASK,...",
+    help="Tasks or groups of lm-eval, separated by commas.",
+)
+@click.option("--limit", type=click.IntRange(min=1), help="Only the first N items of each task.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("scores"),
+    show_default=True,
+    help="Folder for the results: one folder a model.",
+)
+@click.option(
+    "--apply-chat-template",
+    is_flag=True,
+    help="Put each item into the model's chat template, with either backend.  [default: off]",
+)
+@click.option(
+    "--num-fewshot",
+    type=click.IntRange(min=0),
+    help="Examples before each item.  [default: the task's own; none for the seven]",
+)
+@click.option(
+    "--include-path",
+    type=click.Path(path_type=Path),
+    help="Folder with your own lm-eval tasks (YAML).",
+)
+@click.option("--batch-size", type=click.IntRange(min=1), default=8, show_default=True)
+@click.option("--device", help="Device for transformers models, such as cuda:1 or mps.")
+@click.option("--seed", type=int, default=1234, show_default=True)
+@click.option(
+    "--restart", is_flag=True, help="Start over: replace earlier results of these models."
+)
+def command(
+    models: tuple[str, ...],
+    tasks: str,
+    limit: int | None,
+    out: Path,
+    apply_chat_template: bool,
+    num_fewshot: int | None,
+    include_path: Path | None,
+    batch_size: int,
+    device: str | None,
+    seed: int,
+    restart: bool,
+) -> None:
+    """Run lm-evaluation-harness on each MODEL, a transformers or MLX folder or a Hub name.
+
+    Tasks that are done already are kept: after an interruption, run the same command again.
+    """
+    from rich.console import Console
+
+    from mergekit_yoyo.evaluation import Settings, evaluate
+
+    console = Console(stderr=True, highlight=False)
+    settings = Settings(
+        tasks=[task.strip() for task in tasks.split(",") if task.strip()],
+        limit=limit,
+        num_fewshot=num_fewshot,
+        apply_chat_template=apply_chat_template,
+        include_path=include_path,
+        batch_size=batch_size,
+        device=device,
+        seed=seed,
+    )
+    files = evaluate(
+        models,
+        out,
+        settings,
+        restart=restart,
+        progress=lambda line: console.print(line, markup=False),
+    )
+    for file in files:
+        click.echo(file)

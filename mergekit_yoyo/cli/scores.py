@@ -1,0 +1,138 @@
+"""`mergekit-yoyo scores`: options for `mergekit_yoyo.scores`."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import IO
+
+import click
+
+from mergekit_yoyo.errors import YoyoError
+from mergekit_yoyo.scores import (
+    ModelResult,
+    build_table,
+    compare,
+    flipped_items,
+    read_results,
+    render_comparison,
+    render_csv,
+    render_markdown,
+    render_terminal,
+    write_card,
+    write_png,
+)
+from mergekit_yoyo.scores.results import nearest
+
+_SUFFIXES = (".md", ".csv", ".png")
+_PIPED_WIDTH = 120  # the seven tasks fit
+
+
+@click.command()
+@click.argument("paths", metavar="RESULT...", nargs=-1, required=True, type=Path)
+@click.option(
+    "--out",
+    "outs",
+    multiple=True,
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write the table to a .md, .csv or .png file; may be repeated.",
+)
+@click.option("--tasks", metavar="TASK,...", help="Only these columns, in this order.")
+@click.option(
+    "--metric",
+    "metrics",
+    multiple=True,
+    metavar="TASK=METRIC",
+    help="Metric of a task.  [default: acc_norm, else acc]",
+)
+@click.option(
+    "--name", "names", multiple=True, metavar="OLD=NEW", help="Rename a row, by name or path."
+)
+@click.option(
+    "--card",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="Put the table and model-index metadata into this model folder's card.",
+)
+@click.option("--eval-results", is_flag=True, help="With --card: also write .eval_results/*.yaml.")
+@click.option(
+    "--compare",
+    "pair",
+    nargs=2,
+    metavar="A B",
+    help="Compare two rows, by name or path: differences, paired errors, flipped items.",
+)
+@click.option(
+    "--items",
+    type=click.File("w", encoding="utf-8", lazy=True),
+    metavar="FILE",
+    help="With --compare: write the flipped items as JSON Lines; - for the terminal.",
+)
+def command(
+    paths: tuple[Path, ...],
+    outs: tuple[Path, ...],
+    tasks: str | None,
+    metrics: tuple[str, ...],
+    names: tuple[str, ...],
+    card: Path | None,
+    eval_results: bool,
+    pair: tuple[str, str] | None,
+    items: IO[str] | None,
+) -> None:
+    """The table of benchmark scores in RESULT...: results of evaluate, lm_eval or mlx_lm.evaluate
+    (files or folders), or a Markdown table.
+
+    The best of a column is marked only where it leads by more than the standard error of its lead.
+    """
+    from rich.console import Console
+
+    for out in outs:
+        if out.suffix not in _SUFFIXES:
+            raise YoyoError(f"--out {out}: expected one of {', '.join(_SUFFIXES)}")
+        if not out.parent.is_dir():
+            raise YoyoError(f"--out {out}: no folder {out.parent}")
+    if eval_results and card is None:
+        raise YoyoError("--eval-results needs --card FOLDER")
+    if items and not pair:
+        raise YoyoError("--items needs --compare A B")
+    results = read_results(paths, _pairs("--name", names))
+    columns = [task.strip() for task in tasks.split(",")] if tasks else None
+    chosen = _pairs("--metric", metrics)
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = _PIPED_WIDTH
+    if pair:
+        a, b = (_find(results, name) for name in pair)
+        comparison = compare(a, b, columns, chosen)
+        console.print(render_comparison(comparison))
+        if items:
+            for item in flipped_items(comparison):
+                items.write(json.dumps(item, ensure_ascii=False) + "\n")
+        return
+    table = build_table(results, columns, chosen)
+    console.print(render_terminal(table))
+    for out in outs:
+        if out.suffix == ".png":
+            write_png(table, out)
+        else:
+            render = render_markdown if out.suffix == ".md" else render_csv
+            out.write_text(render(table), encoding="utf-8")
+    if card:
+        for file in write_card(table, card, eval_results=eval_results):
+            click.echo(f"wrote {file}", err=True)
+
+
+def _pairs(option: str, values: Iterable[str]) -> dict[str, str]:
+    pairs = {}
+    for value in values:
+        key, equals, rest = value.partition("=")
+        if not (key and equals and rest):
+            raise YoyoError(f"{option} {value}: expected {option} OLD=NEW")
+        pairs[key] = rest
+    return pairs
+
+
+def _find(results: list[ModelResult], name: str) -> ModelResult:
+    for result in results:
+        if name == result.name or Path(name) in (result.source, *result.source.parents):
+            return result
+    raise YoyoError(f"--compare {name}: no such row. {nearest(name, [r.name for r in results])}")

@@ -1,0 +1,122 @@
+"""The harness's tasks and models, with what it leaves silent or open settled beforehand."""
+
+import hashlib
+import json
+import logging
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from mergekit_yoyo.errors import YoyoError
+from mergekit_yoyo.evaluation.model_folder import ModelFolder
+from mergekit_yoyo.scores.results import nearest
+
+
+def check_installed(folders: Sequence[ModelFolder]) -> None:
+    """Refuse to start without the packages that load `folders`."""
+    if find_spec("lm_eval") is None:
+        raise YoyoError("evaluate needs lm-eval: pip install 'mergekit-yoyo[eval]'")
+    for folder in folders:
+        if folder.backend == "mlxlm" and find_spec("mlx_lm") is None:
+            raise YoyoError(
+                f"{folder.given}: an MLX folder needs mlx-lm: pip install 'mergekit-yoyo[mlx]'"
+            )
+
+
+def check_device(name: str) -> None:
+    """Refuse what torch does not have here: the harness takes another device without a word."""
+    import torch
+
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    names = ["cpu"]
+    if accelerator:
+        count = torch.accelerator.device_count()
+        names += [accelerator.type, *(f"{accelerator.type}:{index}" for index in range(count))]
+    if name not in names:
+        raise YoyoError(
+            f"--device {name}: torch has no such device here; it has {', '.join(names)}"
+        )
+
+
+def load_tasks(names: Sequence[str], include: Path | None) -> tuple[Any, dict[str, str]]:
+    """The harness's task manager, and the tasks with a hash of each one's configuration.
+
+    Args:
+        names: tasks, groups or tags.
+        include: a folder with more of them.
+
+    Raises:
+        YoyoError: no such folder or task, or a task whose data cannot be loaded.
+    """
+    from lm_eval.tasks import TaskManager
+
+    _quiet_harness()
+    if include is not None and not include.is_dir():
+        raise YoyoError(f"--include-path {include}: no such folder")
+    manager = TaskManager(include_path=None if include is None else str(include))
+    hashes = {}
+    for name in names:
+        if name not in manager.all_tasks:
+            raise YoyoError(f"no task {name} in lm-eval. {nearest(name, manager.all_tasks)}")
+        try:
+            loaded = manager.load([name])["tasks"]
+        except Exception as error:  # whatever a task's own code and the data set library raise
+            raise YoyoError(f"task {name}: its data could not be loaded: {error}") from error
+        configs = {task: dict(loaded[task].dump_config()) for task in loaded}
+        for task, config in configs.items():
+            config.pop("num_fewshot", None)  # part of the settings
+            config["metadata"] = loaded[task].VERSION  # the rest of it is where the YAML lies
+        dump = json.dumps(configs, sort_keys=True, default=str)
+        hashes[name] = hashlib.sha256(dump.encode()).hexdigest()
+    return manager, hashes
+
+
+def load_model(
+    folder: ModelFolder, *, batch_size: int, device: str | None, chat_template: bool, seed: int
+) -> Any:
+    """The harness's model of `folder`, which adds no special token to a chat template."""
+    import lm_eval.models  # noqa: F401  before mlx-lm registers: lm-eval fills an empty registry only
+
+    path = str(folder.path)
+    if folder.backend == "mlxlm":
+        import mlx.core as mx
+        from mlx_lm.evaluate import MLXLM
+
+        mx.random.seed(seed)
+        return MLXLM(
+            path,
+            batch_size=batch_size,
+            # Left alone, it applies the chat template whenever there is one.
+            use_chat_template=chat_template,
+        )
+    import torch
+    from lm_eval.api.registry import get_model
+
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    device = device or (accelerator.type if accelerator else "cpu")
+    return get_model("hf")(
+        pretrained=path,
+        batch_size=batch_size,
+        device=device,
+        # A template writes its own special tokens; mlx-lm's wrapper adds none to it either.
+        add_bos_token=False if chat_template else None,
+    )
+
+
+def _quiet_harness() -> None:
+    """Let the harness warn, but of each thing once: it loads the tasks anew for every model."""
+    said: set[str] = set()
+
+    def is_new(record: logging.LogRecord) -> bool:
+        message, before = record.getMessage(), len(said)
+        said.add(message)
+        return len(said) > before
+
+    logger = logging.getLogger("lm_eval")
+    logger.setLevel(logging.WARNING)
+    logger.propagate = False
+    if not logger.handlers:
+        handler = logging.StreamHandler()
+        handler.addFilter(is_new)
+        logger.addHandler(handler)

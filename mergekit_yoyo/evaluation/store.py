@@ -1,0 +1,144 @@
+"""One model's result file and samples in lm-eval's format, growing task by task.
+
+Each file is complete when it appears (written beside, then renamed): a run that is killed leaves
+the tasks it finished, and the next run goes on from there.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from mergekit_yoyo.errors import YoyoError
+
+# Parts of a result that have an entry for each task.
+_BY_TASK = (
+    "results",
+    "groups",
+    "group_subtasks",
+    "configs",
+    "versions",
+    "n-shot",
+    "higher_is_better",
+    "n-samples",
+    "task_hashes",
+)
+_DONE = "completed_tasks"
+
+
+class ResultStore:
+    """The results of one model in `folder`.
+
+    Args:
+        folder: where `results_DATE.json` and `samples_TASK_DATE.jsonl` lie or will lie.
+        setup: settings that earlier results must share, as recorded in their `config` (or beside).
+        restart: do not go on from earlier results; they are removed when there are new ones.
+
+    Raises:
+        YoyoError: earlier results of another setup, or files that are not one result.
+    """
+
+    def __init__(self, folder: Path, setup: Mapping[str, Any], *, restart: bool) -> None:
+        earlier = sorted(folder.glob("results_*.json"))
+        self._outdated: list[Path] = []
+        if restart:
+            self._outdated = [*earlier, *folder.glob("samples_*.jsonl")]
+            earlier = []
+        if len(earlier) > 1:
+            raise YoyoError(
+                f"{folder}: expected the results of one evaluation; got {len(earlier)}. "
+                "Choose another --out, or --restart to remove them"
+            )
+        date = datetime.now().isoformat().replace(":", "-")
+        self.path = earlier[0] if earlier else folder / f"results_{date}.json"
+        self._data = self._read() if earlier else {}
+        recorded = {**self._data, **self._data.get("config", {})}
+        changed = [
+            f"{name} is {recorded.get(name)!r} there and {value!r} now"
+            for name, value in setup.items()
+            if earlier and recorded.get(name) != value
+        ]
+        if changed:
+            raise YoyoError(
+                f"{self.path}: these results are of another setup ({'; '.join(changed)}). "
+                "Choose another --out, or --restart to remove them"
+            )
+
+    def has(self, task: str, config_hash: str) -> bool:
+        """Whether `task` is done, with the configuration that it has now."""
+        return self._data.get(_DONE, {}).get(task) == config_hash  # type: ignore[no-any-return]
+
+    def add(
+        self,
+        task: str,
+        config_hash: str,
+        result: dict[str, Any],
+        samples: Mapping[str, Sequence[dict[str, Any]]],
+    ) -> None:
+        """Keep what the harness returned for `task` (a group has several `samples`)."""
+        from lm_eval.utils import hash_string
+
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        result["task_hashes"] = {
+            name: hash_string(
+                "".join(s["doc_hash"] + s["prompt_hash"] + s["target_hash"] for s in own)
+            )
+            for name, own in samples.items()
+        }
+        while self._outdated:
+            self._outdated.pop().unlink()
+        for name, own in samples.items():
+            file = self.path.name.replace("results_", f"samples_{name}_", 1)
+            lines = (_dump(_plain_sample(sample)) + "\n" for sample in own)
+            _write(self.path.with_name(file).with_suffix(".jsonl"), "".join(lines))
+        data = dict(self._data)
+        for key in _BY_TASK:
+            if key in result:
+                result[key] = {**data.get(key, {}), **result[key]}
+        seconds = "total_evaluation_time_seconds"
+        result[seconds] = str(float(data.get(seconds, 0)) + float(result[seconds]))
+        data.update(result)
+        data[_DONE] = {**data.get(_DONE, {}), task: config_hash}
+        _write(self.path, _dump(data, indent=2))
+        self._data = data
+
+    def _read(self) -> dict[str, Any]:
+        try:
+            data = json.loads(self.path.read_text(encoding="utf-8"))
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise YoyoError(
+                f"{self.path}: not a result file ({error}). --restart removes it"
+            ) from error
+        if not isinstance(data, dict):
+            raise YoyoError(f"{self.path}: not a result file. --restart removes it")
+        return data
+
+
+def _plain_sample(sample: Mapping[str, Any]) -> dict[str, Any]:
+    """A sample as lm-eval's own tracker writes it: uniform columns, for the data set library."""
+    from lm_eval.utils import sanitize_list
+
+    arguments = {
+        f"gen_args_{i}": {f"arg_{j}": argument for j, argument in enumerate(request)}
+        for i, request in enumerate(sample["arguments"])
+    }
+    return {
+        **sample,
+        "resps": sanitize_list(sample["resps"]),
+        "filtered_resps": sanitize_list(sample["filtered_resps"]),
+        "arguments": arguments,
+        "target": str(sample["target"]),
+    }
+
+
+def _dump(data: object, indent: int | None = None) -> str:
+    from lm_eval.utils import handle_non_serializable
+
+    return json.dumps(data, indent=indent, default=handle_non_serializable, ensure_ascii=False)
+
+
+def _write(path: Path, text: str) -> None:
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    unfinished.write_text(text, encoding="utf-8")
+    unfinished.replace(path)

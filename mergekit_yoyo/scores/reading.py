@@ -1,0 +1,253 @@
+"""Reading results of benchmark runs.
+
+Three kinds of input: the JSON of `mergekit-yoyo evaluate` and of plain `lm_eval` (the same format),
+the bare file of `mlx_lm.evaluate` (only the harness's `results`: no model name, no versions) and a
+Markdown table of scores, as cards publish them (no setup at all).
+"""
+
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from mergekit_yoyo.errors import YoyoError
+from mergekit_yoyo.scores.results import (
+    TEST_SET_SIZES,
+    UNSTATED,
+    ModelResult,
+    Score,
+    TaskResult,
+    nearest,
+)
+
+# eval_MODEL_VERSION[_SHOTS]_TASKS, the version being lm-eval's
+_MLX_NAME = re.compile(r"eval_(?P<model>.+)_\d+\.\d+\.\d+[^_]*(_\d\d+)?_.+")
+_NUMBER = re.compile(r"[*_\s]*(?P<value>\d*\.?\d+)(\s*±\s*(?P<stderr>\d*\.?\d+))?[*_\s]*")
+
+
+def read_results(
+    paths: Iterable[Path], names: Mapping[str, str] | None = None
+) -> list[ModelResult]:
+    """Read every result in `paths`, one entry a model, in the order given.
+
+    Args:
+        paths: result files, or folders that hold them (at any depth). The harness's sample files
+            among them are passed over: they are read with the results they belong to.
+        names: new names by the name a result would have, or by the path it was read from.
+
+    Returns:
+        The models. Several files of one model (the harness run task by task) become one entry;
+        where they share a task, the newest counts.
+
+    Raises:
+        YoyoError: nothing to read, a file of another kind, two models with one name, a name in
+            `names` that no result has.
+    """
+    found: list[ModelResult] = []
+    for path in paths:
+        if not path.name.startswith("samples_"):
+            found.extend(_read(path))
+    if not found:
+        raise YoyoError(
+            "no result files given: expected results of evaluate or lm_eval, or a table"
+        )
+    renamed = dict(names or {})
+    used = set()
+    for index, result in enumerate(found):
+        for key in (str(result.source), str(result.source.parent), result.name):
+            if key in renamed:
+                found[index] = replace(result, name=renamed[key])
+                used.add(key)
+                break
+    if unknown := [key for key in renamed if key not in used]:
+        raise YoyoError(
+            f"--name {unknown[0]}=...: no result has that name or path. "
+            + nearest(unknown[0], [result.name for result in found])
+        )
+    models: dict[str, ModelResult] = {}
+    for result in found:
+        models[result.name] = (
+            _merge(models[result.name], result) if result.name in models else result
+        )
+    return list(models.values())
+
+
+def _read(path: Path) -> list[ModelResult]:
+    if path.is_dir():
+        files = sorted(path.rglob("results_*.json")) or sorted(path.glob("eval_*"))
+        if not files:
+            raise YoyoError(
+                f"{path}: no result file in this folder; expected results_*.json (evaluate, "
+                "lm_eval) or eval_* (mlx_lm.evaluate)"
+            )
+        return [result for file in files for result in _read(file)]
+    if not path.exists():
+        raise YoyoError(f"{path}: no such file or folder")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (UnicodeDecodeError, OSError) as error:
+        raise YoyoError(f"{path}: not a result file (not readable as text: {error})") from error
+    if path.suffix == ".md":
+        return _read_markdown(path, text)
+    try:
+        data = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise YoyoError(f"{path}: not a result file (not JSON: {error})") from error
+    if isinstance(data, dict) and isinstance(data.get("results"), dict):
+        return [_read_harness(path, data)]
+    if isinstance(data, dict) and data and all(_is_task_entry(entry) for entry in data.values()):
+        match = _MLX_NAME.fullmatch(path.name)
+        # mlx_lm.evaluate writes the model's path with "/" as "_": "./q4" became "._q4".
+        name = match["model"].lstrip("._") if match else path.stem
+        return [ModelResult(name, path, _tasks(path, {"results": data}))]
+    raise YoyoError(
+        f"{path}: not a result file; expected lm-eval's JSON (with `results`), a file of "
+        "mlx_lm.evaluate, or a Markdown table of scores (.md)"
+    )
+
+
+def _is_task_entry(entry: object) -> bool:
+    return isinstance(entry, dict) and any("," in key for key in entry)
+
+
+def _read_harness(path: Path, data: dict[str, Any]) -> ModelResult:
+    config = data.get("config") or {}
+    model = data.get("model_name") or _pretrained(config.get("model_args"))
+    quantization = config.get("quantization") or {}
+    # The template that was applied, null for none; very old files have no such key.
+    chat_template = bool(data["chat_template"]) if "chat_template" in data else None
+    return ModelResult(
+        name=Path(model).name if model else path.parent.name,
+        source=path,
+        tasks=_tasks(path, data),
+        model=model,
+        quantization=quantization.get("label"),
+        chat_template=chat_template,
+        harness=data.get("lm_eval_version"),
+        date=float(data.get("date") or 0.0),
+    )
+
+
+def _pretrained(arguments: object) -> str | None:
+    if isinstance(arguments, str):
+        arguments = dict(part.split("=", 1) for part in arguments.split(",") if "=" in part)
+    if isinstance(arguments, dict):
+        return arguments.get("pretrained") or arguments.get("path_or_hf_repo")
+    return None
+
+
+def _tasks(path: Path, data: dict[str, Any]) -> dict[str, TaskResult]:
+    """The tasks and groups of one harness result; a group that has a score stands for its tasks."""
+    metrics = {task: _metrics(path, task, entry) for task, entry in data["results"].items()}
+    groups = data.get("group_subtasks") or {}
+    inside = {task for group, tasks in groups.items() if metrics.get(group) for task in tasks}
+    results = {}
+    for task, scores in metrics.items():
+        if not scores or task in inside:
+            continue
+        better = (data.get("higher_is_better") or {}).get(task) or {}
+        counts = (data.get("n-samples") or {}).get(task) or {}
+        version = (data.get("versions") or {}).get(task)
+        samples = path.with_name(path.stem.replace("results_", f"samples_{task}_", 1) + ".jsonl")
+        results[task] = TaskResult(
+            metrics=scores,
+            items=counts.get("effective") or data["results"][task].get("sample_len"),
+            version=None if version is None else str(version),
+            shots=(data.get("n-shot") or {}).get(task),
+            lower_is_better=frozenset(
+                name for name in scores if better.get(name.split(",")[0]) is False
+            ),
+            dataset=_dataset((data.get("configs") or {}).get(task) or {}),
+            samples=samples if samples.exists() else None,
+        )
+    if not results:
+        raise YoyoError(f"{path}: no scores in this result file")
+    return results
+
+
+def _metrics(path: Path, task: str, entry: object) -> dict[str, Score]:
+    if not isinstance(entry, dict):
+        raise YoyoError(f"{path}: task {task}: expected metrics by name; got {entry!r}")
+    scores = {}
+    for key, value in entry.items():
+        metric, comma, filter_name = key.partition(",")
+        if not comma or metric.endswith("_stderr") or not isinstance(value, int | float):
+            continue
+        if not math.isfinite(value):
+            raise YoyoError(f"{path}: task {task}: {metric} is {value}, not a finite number")
+        stderr = entry.get(f"{metric}_stderr,{filter_name}")
+        if not isinstance(stderr, int | float) or not math.isfinite(stderr):
+            stderr = None  # the harness writes "N/A" where it has no formula
+        name = metric if filter_name == "none" else f"{metric},{filter_name}"
+        scores[name] = Score(float(value), stderr)
+    return scores
+
+
+def _dataset(config: Mapping[str, Any]) -> tuple[str, str | None, str | None] | None:
+    if not config.get("dataset_path"):
+        return None
+    split = config.get("test_split") or config.get("validation_split")
+    return config["dataset_path"], config.get("dataset_name"), split
+
+
+def _read_markdown(path: Path, text: str) -> list[ModelResult]:
+    """The first table of a Markdown file: a column of model names, then one column a task."""
+    lines = [line.strip() for line in text.splitlines()]
+    starts = [
+        index
+        for index, line in enumerate(lines[:-1])
+        if line.startswith("|") and re.fullmatch(r"\|[\s:|-]*-[\s:|-]*", lines[index + 1])
+    ]
+    if not starts:
+        raise YoyoError(f"{path}: no table; expected a header `| model | task | ... |` and rows")
+    header = _cells(lines[starts[0]])
+    results = []
+    for line in lines[starts[0] + 2 :]:
+        if not line.startswith("|"):
+            break
+        cells = _cells(line)
+        if len(cells) != len(header):
+            raise YoyoError(f"{path}: row {line!r}: expected {len(header)} cells; got {len(cells)}")
+        tasks = {}
+        for task, cell in zip(header[1:], cells[1:], strict=True):
+            if cell in {"", "-", "—"}:
+                continue
+            match = _NUMBER.fullmatch(cell)
+            if not match or float(match["value"]) > 1:
+                raise YoyoError(
+                    f"{path}: {cells[0]}, {task}: expected a fraction such as 0.533; got {cell!r}"
+                )
+            stderr = float(match["stderr"]) if match["stderr"] else None
+            score = Score(float(match["value"]), stderr)
+            tasks[task] = TaskResult({UNSTATED: score}, items=TEST_SET_SIZES.get(task))
+        results.append(ModelResult(cells[0].strip("*` "), path, tasks))
+    return results
+
+
+def _cells(line: str) -> list[str]:
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def _merge(first: ModelResult, second: ModelResult) -> ModelResult:
+    """Two files of one model; YoyoError where they cannot be of one model in one setup."""
+    for what, a, b in (
+        ("model", first.model, second.model),
+        ("quantization", first.quantization, second.quantization),
+        ("chat template", first.chat_template, second.chat_template),
+    ):
+        if a != b:
+            raise YoyoError(
+                f"{first.source} and {second.source} are both named {first.name} but differ in "
+                f"their {what} ({a} and {b}). Name one with --name {second.source}=NEW"
+            )
+    older, newer = sorted((first, second), key=lambda result: result.date)
+    if older.date == newer.date and (shared := older.tasks.keys() & newer.tasks.keys()):
+        raise YoyoError(
+            f"{first.source} and {second.source} are both named {first.name} and both have "
+            f"{', '.join(sorted(shared))}; neither says which is newer. "
+            f"Name one with --name {second.source}=NEW"
+        )
+    return replace(newer, tasks={**older.tasks, **newer.tasks})

@@ -1,0 +1,156 @@
+"""The table for the terminal (rich), as Markdown and as CSV; a comparison for the terminal."""
+
+import csv
+import io
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Group, RenderableType
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from mergekit_yoyo.scores.compare import Comparison
+from mergekit_yoyo.scores.table import Cell, Column, Table
+
+_LEGEND = (
+    "± standard error; {mark} best of its column by more than the standard error of its lead over "
+    "the second"
+)
+
+
+def render_terminal(table: Table) -> RenderableType:
+    """The table for `rich`: the standard error under each score, the best in bold with a star."""
+    grid = RichTable(box=SIMPLE_HEAD, pad_edge=False, padding=0)
+    grid.add_column("model", overflow="fold")
+    weights = _has_weights(table)
+    if weights:
+        grid.add_column("weights", overflow="fold")
+    for column in table.columns:
+        grid.add_column(
+            Text(f"{_broken(column.task)}\n{_metric(column)}"), justify="right", overflow="fold"
+        )
+    if table.has_mean:
+        grid.add_column(Text("mean"), justify="right")
+    for row in table.rows:
+        cells = [_terminal_cell(row.cells.get(column.task)) for column in table.columns]
+        grid.add_row(
+            Text(row.result.name),
+            *([Text(row.result.quantization or "")] if weights else []),
+            *cells,
+            *([_terminal_cell(row.mean)] if table.has_mean else []),
+        )
+    lines = [Text(f"Warning: {warning}", style="bold yellow") for warning in table.warnings]
+    lines += [Text(_LEGEND.format(mark="*"), style="dim")]
+    lines += [Text(note, style="dim") for note in table.notes]
+    return Group(grid, *lines)
+
+
+def render_markdown(table: Table) -> str:
+    """The table as Markdown, the best in bold, warnings and notes below it."""
+    weights = _has_weights(table)
+    header = ["model"] + (["weights"] if weights else [])
+    header += [f"{_escape(column.task)}<br>{_escape(_metric(column))}" for column in table.columns]
+    header += ["mean"] if table.has_mean else []
+    text_columns = 1 + weights
+    rule = ["---"] * text_columns + ["---:"] * (len(header) - text_columns)
+    lines = [header, rule]
+    for row in table.rows:
+        line = [_escape(row.result.name)]
+        line += [_escape(row.result.quantization or "")] if weights else []
+        line += [_markdown_cell(row.cells.get(column.task)) for column in table.columns]
+        line += [_markdown_cell(row.mean)] if table.has_mean else []
+        lines.append(line)
+    text = "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+    for warning in table.warnings:
+        text += f"\n**Warning:** {_escape(warning)}.\n"
+    notes = [_LEGEND.format(mark="**bold**"), *map(_escape, table.notes)]
+    return text + "\n" + "; ".join(notes) + ".\n"
+
+
+def render_csv(table: Table) -> str:
+    """One line per model and task (and mean): the numbers in full, for other programs."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(["model", "weights", "task", "metric", "score", "stderr", "items", "best"])
+    for row in table.rows:
+        name, weights = row.result.name, row.result.quantization or ""
+        for column in table.columns:
+            if cell := row.cells.get(column.task):
+                items = row.result.tasks[column.task].items
+                fields = (cell.value, cell.stderr, items, int(cell.best))
+                writer.writerow([name, weights, column.task, column.metric, *fields])
+        if row.mean:
+            fields = (row.mean.value, row.mean.stderr, None, int(row.mean.best))
+            writer.writerow([name, weights, "mean", "", *fields])
+    return buffer.getvalue()
+
+
+def render_comparison(comparison: Comparison) -> RenderableType:
+    """Two models task by task: their difference, its standard error, and the items that flipped."""
+    a, b = comparison.a.name, comparison.b.name
+    grid = RichTable(box=SIMPLE_HEAD, pad_edge=False)
+    grid.add_column("task")
+    grid.add_column("metric")
+    for name in (a, b, "difference", "paired items", "flipped"):
+        grid.add_column(Text(name), justify="right", overflow="fold")
+    for task in comparison.tasks:
+        gap = task.difference
+        error = "?" if gap.stderr is None else f"{gap.stderr:.4f}"
+        flips = "—"
+        if task.gained is not None and task.lost is not None:
+            flips = f"{len(task.gained) + len(task.lost)} (+{len(task.gained)} -{len(task.lost)})"
+        grid.add_row(
+            task.column.task,
+            _metric(task.column),
+            f"{task.a:.4f}",
+            f"{task.b:.4f}",
+            Text(f"{gap.value:+.4f} ± {error}", style="bold" if gap.exceeds_error else ""),
+            str(gap.items or "unpaired"),
+            flips,
+        )
+    beyond = [task.column.task for task in comparison.tasks if task.difference.exceeds_error]
+    lines = [Text(f"Warning: {w}", style="bold yellow") for w in comparison.warnings]
+    lines.append(
+        Text(
+            f"{a} and {b} differ by more than the standard error of the difference on "
+            f"{', '.join(beyond) if beyond else 'no task'}",
+            style="bold",
+        )
+    )
+    return Group(grid, *lines)
+
+
+def _has_weights(table: Table) -> bool:
+    return any(row.result.quantization for row in table.rows)
+
+
+def _broken(task: str) -> str:
+    """A long name in two lines, so that a narrow column holds it."""
+    return task.replace("_", "_\n", 1) if len(task) > 10 else task
+
+
+def _metric(column: Column) -> str:
+    return column.metric + (" (lower is better)" if column.lower_is_better else "")
+
+
+def _terminal_cell(cell: Cell | None) -> Text:
+    if cell is None:
+        return Text("—", style="dim")
+    text = Text(f"{cell.value:.3f}", style="bold green" if cell.best else "")
+    text.append("*" if cell.best else " ")
+    if cell.stderr is not None:
+        text.append(f"\n±{cell.stderr:.3f} ", style="dim not bold")
+    return text
+
+
+def _markdown_cell(cell: Cell | None) -> str:
+    if cell is None:
+        return "—"
+    value = f"{cell.value:.3f}" + ("" if cell.stderr is None else f" ± {cell.stderr:.3f}")
+    return f"**{value}**" if cell.best else value
+
+
+def _escape(text: str) -> str:
+    """Names and metrics as plain text in a Markdown table."""
+    for character in "\\|*_`":
+        text = text.replace(character, "\\" + character)
+    return text

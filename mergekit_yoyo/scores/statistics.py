@@ -1,0 +1,141 @@
+"""Standard errors of a score, of a difference of two, and of a mean over tasks.
+
+A score is the mean of n items, so its standard error is the sample deviation over sqrt(n), as the
+harness reports it. Two models that answered the same items are compared item by item: the standard
+error of their difference is that of the mean of the n differences (paired). Where items are not
+known the two are taken as independent, sqrt(s_a^2 + s_b^2); models that agree on most items have a
+smaller paired error than that, so the unpaired one claims less.
+"""
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from mergekit_yoyo.errors import YoyoError
+from mergekit_yoyo.scores.results import UNSTATED, TaskResult
+
+# The metrics that are a share of right answers, whose error follows from the number of items.
+_PROPORTIONS = ("acc", "exact_match", UNSTATED)
+
+ItemKey = tuple[int, str | None]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """`value` = a - b with its standard error; `items` counts the pairs, None where unpaired."""
+
+    value: float
+    stderr: float | None
+    items: int | None
+
+    @property
+    def paired(self) -> bool:
+        return self.items is not None
+
+    @property
+    def exceeds_error(self) -> bool:
+        """Whether it is larger than its standard error, if that is known.
+
+        One flipped item of n gives a difference and an error of exactly 1/n: rounding must not
+        make that a lead.
+        """
+        return self.stderr is not None and abs(self.value) > self.stderr * (1 + 1e-9)
+
+
+def mean_stderr(values: Sequence[float]) -> float | None:
+    """Sample standard deviation over sqrt(n); None for fewer than two values."""
+    count = len(values)
+    if count < 2:
+        return None
+    mean = math.fsum(values) / count
+    return math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (count - 1) / count)
+
+
+def score_stderr(task: TaskResult, metric: str) -> float | None:
+    """The reported standard error, or that of a share of `items` right answers, or None.
+
+    The share's is sqrt(p (1 - p) / (n - 1)): what `mean_stderr` gives for n zeros and ones.
+    """
+    score = task.metrics[metric]
+    if score.stderr is not None:
+        return score.stderr
+    share = metric.split(",")[0].startswith(_PROPORTIONS) and 0 <= score.value <= 1
+    if not share or task.items is None or task.items < 2:
+        return None
+    return math.sqrt(score.value * (1 - score.value) / (task.items - 1))
+
+
+def difference(a: TaskResult, b: TaskResult, metric: str) -> Difference:
+    """a - b in `metric`, paired if both have samples of the same items, else unpaired."""
+    scores_a, scores_b = item_scores(a, metric), item_scores(b, metric)
+    if scores_a and scores_b and scores_a.keys() == scores_b.keys():
+        differences = [scores_a[key] - scores_b[key] for key in scores_a]
+        value = math.fsum(differences) / len(differences)
+        return Difference(value, mean_stderr(differences), len(differences))
+    value = a.metrics[metric].value - b.metrics[metric].value
+    stderr_a, stderr_b = score_stderr(a, metric), score_stderr(b, metric)
+    if stderr_a is None or stderr_b is None:
+        return Difference(value, None, None)
+    return Difference(value, math.hypot(stderr_a, stderr_b), None)
+
+
+def mean_of(values: Sequence[float], stderrs: Sequence[float | None]) -> tuple[float, float | None]:
+    """The mean over tasks, and its standard error with the tasks independent of each other."""
+    mean = math.fsum(values) / len(values)
+    known = [stderr for stderr in stderrs if stderr is not None]
+    if len(known) < len(values):
+        return mean, None
+    return mean, math.hypot(*known) / len(values)
+
+
+def item_scores(task: TaskResult, metric: str) -> Mapping[ItemKey, float] | None:
+    """The score of each item by (number, hash of the item); None without usable samples.
+
+    Samples whose mean is not the reported score (a metric that is not a mean, or files that do not
+    belong together) are not usable.
+    """
+    if task.samples is None:
+        return None
+    scores = _item_scores(task.samples, metric)
+    if len(scores) < 2:
+        return None
+    mean = math.fsum(scores.values()) / len(scores)
+    return scores if math.isclose(mean, task.metrics[metric].value, abs_tol=1e-6) else None
+
+
+@lru_cache(maxsize=64)
+def _item_scores(path: Path, metric: str) -> dict[ItemKey, float]:
+    name = metric.partition(",")[0]
+    return {
+        item_key(sample): float(sample[name])
+        for sample in read_samples(path, metric)
+        if isinstance(sample.get(name), int | float)
+    }
+
+
+def item_key(sample: Mapping[str, Any]) -> ItemKey:
+    """What identifies an item in two runs: its number and, where recorded, its hash."""
+    return sample["doc_id"], sample.get("doc_hash")
+
+
+def read_samples(path: Path, metric: str) -> Iterator[dict[str, Any]]:
+    """The harness's samples that count for `metric`, one dictionary an item.
+
+    Raises:
+        YoyoError: a line is not a sample.
+    """
+    wanted = metric.partition(",")[2] or "none"
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, start=1):
+            try:
+                sample = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise YoyoError(f"{path}, line {number}: not JSON ({error})") from error
+            if not isinstance(sample, dict) or "doc_id" not in sample:
+                raise YoyoError(f"{path}, line {number}: not a sample of lm-eval (no doc_id)")
+            if sample.get("filter", "none") == wanted:
+                yield sample

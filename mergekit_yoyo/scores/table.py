@@ -1,0 +1,234 @@
+"""The table of scores: one row a model, one column a task, and what may be read off it.
+
+The best of a column is marked only where it beats the runner-up by more than the standard error of
+their difference. Everything that makes rows not comparable stands in the table as a warning.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from mergekit_yoyo.errors import YoyoError
+from mergekit_yoyo.scores.comparability import find_notes, find_warnings
+from mergekit_yoyo.scores.results import SEVEN_TASKS, UNSTATED, ModelResult, nearest
+from mergekit_yoyo.scores.statistics import Difference, difference, mean_of, score_stderr
+
+# Length-normalized accuracy where the task has it: the metric of the published tables.
+_PREFERRED = ("acc_norm", "acc")
+
+
+@dataclass(frozen=True)
+class Column:
+    """A task and the metric shown for it (`UNSTATED` where no row states one)."""
+
+    task: str
+    metric: str
+    lower_is_better: bool = False
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A score with its standard error; `best` where the numbers bear that out."""
+
+    value: float
+    stderr: float | None
+    best: bool = False
+
+
+@dataclass(frozen=True)
+class Row:
+    """A model, its cells by task, and their mean if it has every task of the table."""
+
+    result: ModelResult
+    cells: Mapping[str, Cell]
+    mean: Cell | None
+
+
+@dataclass(frozen=True)
+class _Top:
+    """The first row of a column, and by how much it leads the second."""
+
+    row: ModelResult
+    lead: Difference
+
+
+@dataclass(frozen=True)
+class Table:
+    """What the renderers draw. `warnings` say what does not compare, `notes` how to read it."""
+
+    columns: Sequence[Column]
+    rows: Sequence[Row]
+    warnings: Sequence[str]
+    notes: Sequence[str]
+
+    @property
+    def has_mean(self) -> bool:
+        return any(row.mean for row in self.rows)
+
+
+def build_table(
+    results: Sequence[ModelResult],
+    tasks: Sequence[str] | None = None,
+    metrics: Mapping[str, str] | None = None,
+) -> Table:
+    """Choose a metric per task, mark what is best beyond doubt, and warn of what does not compare.
+
+    Args:
+        results: the rows, in order.
+        tasks: the columns, in order; without it, all tasks: first the seven, then others as found.
+        metrics: the metric to show, by task. Without one: acc_norm where every row has it, else
+            acc, else the only metric there is.
+
+    Returns:
+        The table.
+
+    Raises:
+        YoyoError: a task or metric that is not there, or a task whose metric must be chosen.
+    """
+    columns = choose_columns(results, tasks, metrics)
+    shown = [narrow(result, columns) for result in results]
+    tops = {column.task: _top_of(column, shown) for column in columns}
+    complete = _averaged(columns, shown)
+    top_mean = _top(
+        complete,
+        lambda row: _mean(row, columns).value,
+        lambda a, b: _mean_difference(a, b, columns),
+    )
+    rows = []
+    for result, row in zip(results, shown, strict=True):
+        cells = {
+            column.task: _mark(row, _score(row, column), tops[column.task])
+            for column in columns
+            if column.task in row.tasks
+        }
+        mean = _mark(row, _mean(row, columns), top_mean) if row in complete else None
+        rows.append(Row(result, cells, mean))
+    shown_tasks = [column.task for column in columns]
+    notes = find_notes(shown_tasks, results) + _pairing(tops)
+    return Table(columns, rows, find_warnings(shown_tasks, results), notes)
+
+
+def choose_columns(
+    results: Sequence[ModelResult],
+    tasks: Sequence[str] | None = None,
+    metrics: Mapping[str, str] | None = None,
+) -> list[Column]:
+    """The tasks of a table of `results`, each with its metric; arguments as for `build_table`."""
+    found = dict.fromkeys(task for result in results for task in result.tasks)
+    if tasks is None:
+        tasks = [task for task in SEVEN_TASKS if task in found]
+        tasks += [task for task in found if task not in SEVEN_TASKS]
+    wanted = metrics or {}
+    for name in (*tasks, *wanted):
+        if name not in found:
+            raise YoyoError(f"no result has a task {name}. {nearest(name, found)}")
+    return [_column(task, results, wanted.get(task)) for task in tasks]
+
+
+def narrow(result: ModelResult, columns: Sequence[Column]) -> ModelResult:
+    """`result` with the tasks of the table only, each with the one metric of its column.
+
+    A number whose metric is unstated goes where its task goes.
+    """
+    tasks = {}
+    for column in columns:
+        if task := result.tasks.get(column.task):
+            metric = UNSTATED if UNSTATED in task.metrics else column.metric
+            tasks[column.task] = replace(task, metrics={column.metric: task.metrics[metric]})
+    return replace(result, tasks=tasks)
+
+
+def _column(task: str, results: Sequence[ModelResult], wanted: str | None) -> Column:
+    stated = [
+        result
+        for result in results
+        if task in result.tasks and UNSTATED not in result.tasks[task].metrics
+    ]
+    if not stated:
+        return Column(task, UNSTATED)
+    available = [set(result.tasks[task].metrics) for result in stated]
+    common = set.intersection(*available)
+    if wanted is not None:
+        for result, has in zip(stated, available, strict=True):
+            if wanted not in has:
+                raise YoyoError(
+                    f"{result.source}: task {task} has no metric {wanted}; it has "
+                    f"{', '.join(sorted(has))}"
+                )
+        metric = wanted
+    else:
+        choices = [name for name in _PREFERRED if name in common] or sorted(common)
+        if not choices or (choices[0] not in _PREFERRED and len(choices) > 1):
+            raise YoyoError(
+                f"task {task}: no metric to show by itself: the results have "
+                f"{', '.join(sorted(set.union(*available)))}. Choose one that all of them have: "
+                f"--metric {task}=METRIC"
+            )
+        metric = choices[0]
+    lower = any(metric in result.tasks[task].lower_is_better for result in stated)
+    return Column(task, metric, lower)
+
+
+def _score(row: ModelResult, column: Column) -> Cell:
+    task = row.tasks[column.task]
+    return Cell(task.metrics[column.metric].value, score_stderr(task, column.metric))
+
+
+def _averaged(columns: Sequence[Column], rows: Sequence[ModelResult]) -> list[ModelResult]:
+    """The rows with a mean: those that have every task, if all scores are shares, 1 the best."""
+    shares = all(
+        0 <= _score(row, column).value <= 1 and not column.lower_is_better
+        for column in columns
+        for row in rows
+        if column.task in row.tasks
+    )
+    if len(columns) < 2 or not shares:
+        return []
+    return [row for row in rows if len(row.tasks) == len(columns)]
+
+
+def _mean(row: ModelResult, columns: Sequence[Column]) -> Cell:
+    cells = [_score(row, column) for column in columns]
+    return Cell(*mean_of([cell.value for cell in cells], [cell.stderr for cell in cells]))
+
+
+def _mean_difference(a: ModelResult, b: ModelResult, columns: Sequence[Column]) -> Difference:
+    gaps = [difference(a.tasks[c.task], b.tasks[c.task], c.metric) for c in columns]
+    return Difference(*mean_of([gap.value for gap in gaps], [gap.stderr for gap in gaps]), None)
+
+
+def _top_of(column: Column, rows: Sequence[ModelResult]) -> _Top | None:
+    sign = -1 if column.lower_is_better else 1
+    task = column.task
+    return _top(
+        [row for row in rows if task in row.tasks],
+        lambda row: sign * _score(row, column).value,
+        lambda a, b: difference(a.tasks[task], b.tasks[task], column.metric),
+    )
+
+
+def _top(
+    rows: Iterable[ModelResult],
+    value: Callable[[ModelResult], float],
+    compare: Callable[[ModelResult, ModelResult], Difference],
+) -> _Top | None:
+    """The first row by `value` and its lead over the second; None for fewer than two rows."""
+    ordered = sorted(rows, key=value, reverse=True)
+    return _Top(ordered[0], compare(ordered[0], ordered[1])) if len(ordered) > 1 else None
+
+
+def _mark(row: ModelResult, cell: Cell, top: _Top | None) -> Cell:
+    """`cell` marked the best if `row` leads, by more than the standard error of its lead."""
+    return replace(cell, best=top is not None and row is top.row and top.lead.exceeds_error)
+
+
+def _pairing(tops: Mapping[str, _Top | None]) -> list[str]:
+    """Which of the leads were taken item by item."""
+    compared = {task: top.lead.paired for task, top in tops.items() if top}
+    if not compared:
+        return []
+    unpaired = [task for task, paired in compared.items() if not paired]
+    if not unpaired:
+        return ["leads compared item by item (paired)"]
+    if len(unpaired) == len(compared):
+        return ["leads compared as independent (unpaired: no scores of the same items)"]
+    return [f"leads compared item by item (paired), except for {', '.join(unpaired)} (unpaired)"]

@@ -1,0 +1,346 @@
+"""`mergekit-yoyo evaluate`: real runs of the harness on local tasks, in transformers and MLX."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from scores_fixtures import EXPERTS, ITEMS, TASKS, environment, expert_in_float32, run, write_tasks
+
+from mergekit_yoyo.cli import main
+from mergekit_yoyo.errors import YoyoError
+from mergekit_yoyo.evaluation import Settings, evaluate
+from mergekit_yoyo.evaluation.model_folder import describe_quantization, open_model
+from mergekit_yoyo.scores import build_table, compare, read_results
+
+CHAT = (
+    "{% for message in messages %}<{{ message.role }}>{{ message.content }}{% endfor %}"
+    "{% if add_generation_prompt %}<answer>{% endif %}"
+)
+MODELS = ("german", "german-mlx", "german-q4", "code")
+
+
+@pytest.fixture(scope="session")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Tasks, and the German expert in float32: transformers, MLX, and MLX at 4 bit."""
+    from mlx_lm import convert
+
+    folder = tmp_path_factory.mktemp("evaluate")
+    write_tasks(folder / "tasks")
+    expert_in_float32("german", folder / "german", CHAT)
+    convert(str(folder / "german"), str(folder / "german-mlx"), dtype="float32")
+    convert(
+        str(folder / "german"), str(folder / "german-q4"), quantize=True, q_bits=4, q_group_size=32
+    )
+    return folder
+
+
+@pytest.fixture(scope="session")
+def evaluated(place: Path) -> Path:
+    """All four models evaluated by the command; the folder has `scores/NAME/`."""
+    models = [f"./{name}" for name in MODELS[:3]] + [str(EXPERTS / "code")]
+    options = ("--include-path", "tasks", "--tasks", ",".join(TASKS))
+    done = run("mergekit_yoyo", "evaluate", *models, *options, cwd=place, home=place / "hf")
+    assert done.returncode == 0, done.stderr
+    listed = done.stdout.split()
+    assert listed == [str(file.relative_to(place)) for file in map(result_of, folders(place))]
+    for line in ("german-q4 (MLX, 4-bit g32)", "code (transformers, bfloat16)", "2/2 next_code: "):
+        assert line in done.stderr
+    return place
+
+
+@pytest.fixture(autouse=True)
+def _offline(monkeypatch: pytest.MonkeyPatch, place: Path) -> None:
+    monkeypatch.chdir(place)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+def folders(place: Path) -> list[Path]:
+    return [place / "scores" / name for name in MODELS]
+
+
+def result_of(folder: Path) -> Path:
+    (file,) = folder.glob("results_*.json")
+    return file
+
+
+def load(folder: Path) -> dict[str, Any]:
+    data: dict[str, Any] = json.loads(result_of(folder).read_text())
+    return data
+
+
+def samples_of(folder: Path, task: str) -> list[dict[str, Any]]:
+    (file,) = folder.glob(f"samples_{task}_*.jsonl")
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def settings(place: Path, **changes: Any) -> Settings:
+    return Settings(tasks=TASKS, include_path=place / "tasks", **changes)
+
+
+def test_results_are_what_lm_eval_itself_writes(evaluated):
+    done = run(
+        "lm_eval",
+        *("run", "--model", "hf", "--model_args", "pretrained=./german", "--device", "cpu"),
+        *("--tasks", ",".join(TASKS), "--include_path", "tasks", "--batch_size", "8"),
+        *("--output_path", "plain", "--log_samples", "--seed", "1234"),
+        cwd=evaluated,
+        home=evaluated / "hf",
+    )
+    assert done.returncode == 0, done.stderr
+    (plain_folder,) = (evaluated / "plain").iterdir()
+    plain, ours = load(plain_folder), load(evaluated / "scores" / "german")
+    for key in ("results", "versions", "n-shot", "n-samples", "higher_is_better", "task_hashes"):
+        assert ours[key] == plain[key], key
+    assert plain.keys() - ours.keys() <= {"start_time", "end_time"}
+    for task in TASKS:
+        own, theirs = (samples_of(f, task) for f in (evaluated / "scores" / "german", plain_folder))
+        assert own == theirs
+    both = [evaluated / "scores" / "german", plain_folder]
+    ours, theirs = read_results(both, {str(plain_folder): "p"})
+    assert ours.tasks[TASKS[0]].metrics == theirs.tasks[TASKS[0]].metrics
+    assert (theirs.name, theirs.chat_template, theirs.harness) == ("p", False, "0.4.13")
+
+
+def test_the_setup_is_recorded(evaluated):
+    for folder in folders(evaluated):
+        data = load(folder)
+        config = data["config"]
+        assert {config[f"{kind}_seed"] for kind in ("random", "numpy", "torch", "fewshot")} == {
+            1234
+        }
+        assert data["lm_eval_version"] == "0.4.13"
+        assert data["versions"] == dict.fromkeys(TASKS, 1.0)
+        assert data["chat_template"] is None
+        assert config["apply_chat_template"] is False
+        assert len(data["task_hashes"]) == len(TASKS)
+        assert all(len(samples_of(folder, task)) == ITEMS for task in TASKS)
+    labels = [load(folder)["config"]["quantization"]["label"] for folder in folders(evaluated)]
+    assert labels == ["float32", "float32", "4-bit g32", "bfloat16"]
+    q4 = load(evaluated / "scores" / "german-q4")
+    assert q4["config"]["quantization"]["settings"]["bits"] == 4
+    assert q4["mlx_lm_version"]
+    assert "mlx_lm_version" not in load(evaluated / "scores" / "german")
+
+
+def test_both_backends_see_and_score_the_same(evaluated):
+    for task in TASKS:
+        ours = samples_of(evaluated / "scores" / "german", task)
+        mlx = samples_of(evaluated / "scores" / "german-mlx", task)
+        for a, b in zip(ours, mlx, strict=True):
+            assert a["prompt_hash"] == b["prompt_hash"]
+            for (x, _), (y, _) in zip(a["filtered_resps"], b["filtered_resps"], strict=True):
+                assert float(x) == pytest.approx(float(y), abs=2e-4)
+        pair = read_results([evaluated / "scores" / name for name in ("german", "german-mlx")])
+        for compared in compare(*pair).tasks:
+            assert compared.difference.value == 0
+            assert compared.gained == compared.lost == frozenset()
+
+
+def test_the_table_of_real_runs_marks_the_german_expert_on_german(evaluated):
+    names = ["german", "german-q4", "code"]
+    results = read_results([evaluated / "scores" / name for name in names])
+    table = build_table([results[0], results[2]])
+    german, code = table.rows
+    assert german.cells["next_german"].best
+    assert not code.cells["next_german"].best
+    # Against its own 4-bit form there is no lead beyond the paired error.
+    assert not any(row.cells["next_german"].best for row in build_table(results[:2]).rows)
+    assert [row.result.quantization for row in table.rows] == ["float32", "bfloat16"]
+
+
+def test_mlx_lm_evaluate_files_are_read(evaluated):
+    done = run(
+        *("mlx_lm", "evaluate", "--model", "../german-q4", "--tasks", "next_german.yaml"),
+        *("--output-dir", "../bare", "--no-apply-chat-template"),
+        cwd=evaluated / "tasks",
+        home=evaluated / "hf",
+    )
+    assert done.returncode == 0, done.stderr
+    (bare,) = read_results([evaluated / "bare"])
+    (ours,) = read_results([evaluated / "scores" / "german-q4"])
+    assert bare.name == "german-q4"
+    assert bare.chat_template is None
+    assert bare.tasks["next_german"].version is None
+    assert bare.tasks["next_german"].metrics == ours.tasks["next_german"].metrics
+    (file,) = (evaluated / "bare").iterdir()
+    result = CliRunner().invoke(
+        main, ["scores", str(file), "scores/german", "--name", f"{file}=bare q4"]
+    )
+    assert result.exit_code == 0, result.output
+    assert "bare q4" in result.output
+    assert "chat template, shots, task versions not recorded for bare q4" in result.output
+
+
+def test_a_killed_run_goes_on_where_it_stopped(evaluated):
+    out = evaluated / "killed"
+    command = [sys.executable, "-m", "mergekit_yoyo", "evaluate", "./german-mlx"]
+    command += ["--out", "killed", "--include-path", "tasks", "--tasks", ",".join(TASKS)]
+    with subprocess.Popen(
+        command, cwd=evaluated, env=environment(evaluated / "hf"), stderr=subprocess.DEVNULL
+    ) as process:
+        deadline = time.monotonic() + 120
+        while not list(out.glob("*/results_*.json")) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        os.kill(process.pid, signal.SIGKILL)
+    first = load(out / "german-mlx")
+    assert list(first["results"]) == ["next_german"]
+    (samples,) = out.glob("*/samples_next_german_*")
+    written = samples.stat().st_mtime_ns
+
+    done = run(*command[2:], cwd=evaluated, home=evaluated / "hf")
+    assert done.returncode == 0, done.stderr
+    assert "already done: next_german" in done.stderr
+    assert samples.stat().st_mtime_ns == written
+    resumed, whole = load(out / "german-mlx"), load(evaluated / "scores" / "german-mlx")
+    for key in ("results", "configs", "versions", "n-shot", "n-samples", "task_hashes"):
+        assert resumed[key] == whole[key], key
+
+
+def test_earlier_results_of_another_setup_are_not_mixed_in(evaluated):
+    before = result_of(evaluated / "scores" / "german-mlx").read_bytes()
+    with pytest.raises(YoyoError, match=r"limit is None there and 2 now.*--restart"):
+        evaluate(["./german-mlx"], evaluated / "scores", settings(evaluated, limit=2))
+    assert result_of(evaluated / "scores" / "german-mlx").read_bytes() == before
+
+
+def test_a_task_whose_definition_changed_runs_again_and_restart_starts_over(evaluated):
+    copied, other = evaluated / "copied" / "german-mlx", evaluated / "other-tasks"
+    shutil.copytree(evaluated / "scores" / "german-mlx", copied)
+    shutil.copytree(evaluated / "tasks", other)
+    task = other / "next_code.yaml"
+    task.write_text(task.read_text().replace("{{context}}", "# {{context}}"))
+    changed = Settings(tasks=TASKS, include_path=other)
+    said: list[str] = []
+    (file,) = evaluate(["./german-mlx"], copied.parent, changed, progress=said.append)
+    assert "  already done: next_german" in said
+    prompt = samples_of(copied, "next_code")[0]["arguments"]["gen_args_0"]["arg_0"]
+    assert prompt.startswith("# ")
+
+    only = Settings(tasks=["next_code"], include_path=other, limit=3)
+    evaluate(["./german-mlx"], copied.parent, only, restart=True)
+    assert not file.exists()
+    assert list(load(copied)["results"]) == ["next_code"]
+    assert len(samples_of(copied, "next_code")) == 3
+    assert not list(copied.glob("samples_next_german*"))
+
+
+def test_the_chat_template_is_applied_by_both_backends_or_by_none(evaluated):
+    models = ["./german", "./german-mlx"]
+    only = Settings(
+        tasks=["next"],  # the tag of both tasks
+        include_path=evaluated / "tasks",
+        limit=3,
+        apply_chat_template=True,
+    )
+    said: list[str] = []
+    files = evaluate(models, evaluated / "chat", only, progress=said.append)
+    assert any(line.startswith("  1/1 next: next_code, next_german (") for line in said)
+    with_template = [file.parent for file in files]
+    assert all(set(load(folder)["results"]) == set(TASKS) for folder in with_template)
+    prompts = [
+        [sample["arguments"]["gen_args_0"]["arg_0"] for sample in samples_of(folder, "next_german")]
+        for folder in with_template
+    ]
+    assert prompts[0] == prompts[1]
+    assert all(p.startswith("<user>") and p.endswith("<answer>") for p in prompts[0])
+    assert [load(folder)["chat_template"] for folder in with_template] == [CHAT, CHAT]
+    # The folder has a template; off by default, mlx-lm's wrapper must not apply it by itself.
+    for name in ("german", "german-mlx"):
+        plain = samples_of(evaluated / "scores" / name, "next_german")
+        assert not plain[0]["arguments"]["gen_args_0"]["arg_0"].startswith("<user>")
+    mixed = read_results([with_template[0], evaluated / "scores" / "german-mlx"])
+    assert (
+        "chat template applied for german; not applied for german-mlx"
+        in build_table(mixed).warnings
+    )
+    scores = [
+        float(samples_of(folder, "next_german")[0]["filtered_resps"][0][0])
+        for folder in with_template
+    ]
+    assert scores[0] == pytest.approx(scores[1], abs=2e-4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["./nowhere"], "./nowhere: no such folder"),
+        (["./tasks"], "not a model folder: it has no config.json"),
+        (
+            ["./german", "--tasks", "next_germann"],
+            "no task next_germann in lm-eval. Did you mean n",
+        ),
+        (["./german", "--tasks", ","], "no tasks given"),
+        (["./german", "--include-path", "./nowhere"], "--include-path nowhere: no such folder"),
+        (
+            ["./german", "--device", "cuda:7"],
+            "--device cuda:7: torch has no such device here; it has cpu",
+        ),
+        ([str(EXPERTS / "code"), "--apply-chat-template"], "code: --apply-chat-template, but it"),
+        (["./german", "./tasks/../german"], "two models are named german"),
+        (["./german", "--tasks", "broken"], "task broken: its data could not be loaded"),
+    ],
+)
+def test_bad_input_gives_a_sentence_and_writes_nothing(place, arguments, expected):
+    (place / "tasks" / "broken.yaml").write_text(
+        (place / "tasks" / "next_code.yaml")
+        .read_text()
+        .replace("task: next_code", "task: broken")
+        .replace("next_code.jsonl", "missing.jsonl")
+    )
+    options = ["--tasks", "next_german", "--include-path", "tasks", "--out", "unwritten"]
+    result = CliRunner().invoke(main, ["evaluate", *options, *arguments])
+    (place / "tasks" / "broken.yaml").unlink()
+    assert result.exit_code == 2
+    assert expected in result.output
+    assert "Traceback" not in result.output
+    assert not (place / "unwritten").exists()
+
+
+@pytest.mark.parametrize(
+    ("config", "label"),
+    [
+        ({"dtype": "bfloat16"}, "bfloat16"),
+        ({"torch_dtype": "float16"}, "float16"),
+        ({"quantization": {"group_size": 64, "bits": 4, "mode": "affine"}}, "4-bit g64"),
+        (
+            {
+                "quantization": {
+                    "group_size": 32,
+                    "bits": 6,
+                    "lm_head": {"group_size": 32, "bits": 8},
+                    "model.norm": False,
+                }
+            },
+            "6/8-bit g32",
+        ),
+        ({"quantization": {"group_size": 32, "bits": 4, "mode": "mxfp4"}}, "mxfp4"),
+        ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "gptq 4-bit"),
+        (
+            {"quantization_config": {"quant_method": "bitsandbytes", "load_in_8bit": True}},
+            "bitsandbytes 8-bit",
+        ),
+        ({"quantization_config": {"quant_method": "fp8"}}, "fp8"),
+    ],
+)
+def test_quantization_labels(config, label):
+    assert describe_quantization(config)["label"] == label
+
+
+def test_the_fingerprint_tells_two_exports_apart_and_names_are_as_given(place, monkeypatch):
+    prints = {open_model(f"./{name}").fingerprint for name in MODELS[:3]}
+    assert len(prints) == 3
+    (place / "link").symlink_to(place / "german")
+    names = [open_model(given).name for given in ("./german/", "./link", "german/../german-q4")]
+    assert names == ["german", "link", "german-q4"]
+    monkeypatch.chdir(place / "german")
+    assert open_model(".").name == "german"
+    monkeypatch.chdir(place)
+    assert open_model("./german").fingerprint == open_model(str(place / "german")).fingerprint
