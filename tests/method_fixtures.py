@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sysconfig
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -84,6 +86,21 @@ def sliced(slices: Sequence[tuple[Sequence[str], int, int]], extra: str = "") ->
         text += "- sources:\n"
         text += "".join(f"  - {{model: {m}, layer_range: [{first}, {end}]}}\n" for m in models)
     return text
+
+
+def mergekit(
+    command: str, text: str, out: Path, *options: str, cwd: Path
+) -> subprocess.CompletedProcess[str]:
+    """Run `mergekit-COMMAND` on a YAML, as a user would, in a process of its own."""
+    written = out.with_suffix(".yml")
+    written.write_text(text)
+    return subprocess.run(
+        [Path(sysconfig.get_path("scripts")) / f"mergekit-{command}", written, out, *options],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=cwd,
+    )
 
 
 def assert_is_merge(

@@ -58,7 +58,10 @@ class YoyoFusion(GroupMergeMethod):  # type: ignore[misc]  # mergekit is not typ
     def merge_group(self, group: TensorGroup, /, **parameters: Any) -> Tensor:
         """Merge one tensor. `parameters` are those of `PARAMETERS`, validated."""
         name = group.metadata.name or "tensor"
-        labels = [str(entry.id) for entry in group.entries]
+        labels = [
+            f"input {entry.id}" if isinstance(entry.id, int) else str(entry.id)
+            for entry in group.entries
+        ]
         anchor = None
         if parameters["center"] == "anchor" and len(labels) > 1:
             anchor = next((k for k, entry in enumerate(group.entries) if entry.is_base), None)
