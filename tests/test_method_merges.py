@@ -118,7 +118,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
             ],
             tukey_c=[2.0, 4.0, 9.0],
         ),
-        "slices": sliced([(abc, 0, 1), (["./b"], 1, 2), (abc, 2, 3)]),
+        "slices": sliced([(abc, 0, 1), (["./b"], 1, 2), (abc, 2, 3)], based),
         "slices-anchor": sliced(
             [(["./base", *abc], 0, 1), (["./base"], 1, 2), (["./base", *abc], 2, 3)],
             f"{based}parameters: {{center: anchor}}\n",
@@ -202,6 +202,7 @@ def test_filters_and_gradients_set_options_by_tensor(place: Path) -> None:
 
 
 def test_a_slice_with_one_source_passes_through(place: Path) -> None:
+    """Under slices base_model is an input only where a slice names it; here none does."""
     merged, inputs = tensors_of(place / "out-slices"), inputs_of(place, *ABC)
     copied = of_layer(1, inputs[1])
     assert len(copied) == 9
