@@ -109,7 +109,9 @@ def test_the_wheel_merges_and_leaves_nothing_behind(wheel: Path, environment: En
     assert environment.files() - produced == environment.bare
 
 
-def test_doctor_tells_a_working_hook_from_a_lost_one(wheel: Path, environment: Environment) -> None:
+def test_doctor_tells_a_working_hook_from_a_lost_one(
+    wheel: Path, environment: Environment, tmp_path: Path
+) -> None:
     environment.pip("install", "--no-deps", "--ignore-installed", wheel)
     healthy = environment("-m", "mergekit_yoyo", "doctor")
     assert "ok   merge_method: yoyo_fusion is registered" in healthy
