@@ -56,7 +56,7 @@ def _register_after(loader: Any) -> None:
 
 def _register() -> None:
     try:
-        from mergekit_yoyo.method import register
+        from mergekit_yoyo.method.yoyo_fusion import register
 
         register()
     except Exception as error:

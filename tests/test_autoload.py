@@ -75,6 +75,17 @@ def test_importing_the_package_registers_at_once_if_mergekit_is_loaded() -> None
     assert done.stdout.split() == ["False", "True", "False"], done.stderr
 
 
+def test_the_method_may_be_imported_before_mergekit() -> None:
+    done = python(
+        "from mergekit_yoyo.method import METHOD\n"
+        "from mergekit.merge_methods import get\n"
+        "print(get('yoyo_fusion') is METHOD)\n",
+        PACKAGE.parent,
+    )
+    assert done.stdout == "True\n", done.stderr
+    assert "does not know" not in done.stderr
+
+
 def test_a_package_that_does_not_import_warns_and_python_starts(tmp_path: Path) -> None:
     (tmp_path / "mergekit_yoyo").mkdir()
     (tmp_path / "mergekit_yoyo" / "__init__.py").write_text("raise RuntimeError('torn')\n")

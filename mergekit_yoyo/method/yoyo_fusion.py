@@ -79,3 +79,11 @@ class YoyoFusion(GroupMergeMethod):  # type: ignore[misc]  # mergekit is not typ
 
 
 METHOD = YoyoFusion()
+
+
+def register() -> None:
+    """Make mergekit know the method. Harmless if it does already."""
+    from mergekit.merge_methods import registry
+
+    if METHOD.spec.name not in {method.spec.name for method in registry.registered_methods()}:
+        registry.register(METHOD)
