@@ -32,7 +32,7 @@ from mergekit_yoyo.algorithm.options import (
     check_choice,
     check_number,
 )
-from mergekit_yoyo.algorithm.packing import WHOLE, Packing, packing_for, parts
+from mergekit_yoyo.algorithm.packing import WHOLE, Packing, packing_for, problems
 from mergekit_yoyo.algorithm.result import Details, FusionResult
 from mergekit_yoyo.algorithm.robust import Array
 from mergekit_yoyo.algorithm.span import span_of
@@ -104,12 +104,10 @@ def fuse(
 
     packing = experts if isinstance(experts, Packing) else packing_for(experts, name)
     out = torch.empty(tensors[0].shape, dtype=dtype, device=tensors[0].device)
-    details = []
-    for target, *inputs in zip(*(parts(x, packing) for x in (out, *tensors)), strict=True):
-        merged = _fuse_problems(inputs, target, settings)
-        if merged is None:
-            raise _not_finite(tensors, name, labels)
-        details.append(merged)
+    inputs = [problems(x, packing) for x in tensors]
+    details = _fuse_problems(inputs, problems(out, packing), settings)
+    if details is None:
+        raise _not_finite(tensors, name, labels)
     return FusionResult.of(out, details, packed=packing != WHOLE)
 
 

@@ -38,17 +38,21 @@ def packing_for(experts: Experts, name: str) -> Packing:
     return WHOLE
 
 
-def parts(tensor: Tensor, packing: Packing) -> list[Tensor]:
-    """Views [B, ...] of the tensor: one per concatenated piece, problems along the first axis.
+def problems(tensor: Tensor, packing: Packing) -> Tensor:
+    """The tensor as [B, ...], one problem per row: a view wherever its strides allow one.
+
+    B is 1 for a whole tensor, E for stacked experts, and 2 E for stacked experts with gate and up
+    concatenated (gate and up of the first expert, then of the second, ...).
 
     Raises YoyoError if the shape does not fit the packing.
     """
     if packing == WHOLE:
-        return [tensor.unsqueeze(0)]
+        return tensor.unsqueeze(0)
     if tensor.ndim < 3 or tensor.shape[1] % packing.pieces:
         raise YoyoError(
             f"experts: separate expects a tensor [experts, {packing.pieces} x rows, columns]; got "
             f"shape {list(tensor.shape)}. Use experts: packed, which merges it as one tensor."
         )
-    pieces = tensor.chunk(packing.pieces, dim=1)
-    return list(pieces) if packing.stacked else [piece.unsqueeze(0) for piece in pieces]
+    experts, rows, *rest = tensor.shape
+    pieces = tensor.reshape(experts, packing.pieces, rows // packing.pieces, *rest)
+    return pieces.flatten(0, 1) if packing.stacked else pieces.transpose(0, 1)

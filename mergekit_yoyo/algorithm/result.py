@@ -1,6 +1,5 @@
 """What `fuse` returns: the merge, and what happened on the way."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -15,8 +14,8 @@ from mergekit_yoyo.algorithm.robust import Array
 class Details:
     """What a merge did. Arrays are float64 on the host unless said otherwise.
 
-    The leading axis [P] counts the problems: the experts of a packed tensor, gate before up. It is
-    absent for an ordinary tensor.
+    The leading axis [P] counts the problems: the experts of a packed tensor, gate and up in turn.
+    It is absent for an ordinary tensor.
 
     weights: [P, K] in [0, 1], how much each input weighed in the consensus (step 7): the mean of
         W_kj over the kept directions, weighted by their energy. 1 is full trust, 0 is rejected.
@@ -58,13 +57,12 @@ class FusionResult(Details):
     tensor: Tensor
 
     @classmethod
-    def of(cls, tensor: Tensor, details: Sequence[Details], *, packed: bool) -> "FusionResult":
-        """Join the details of a tensor's pieces; drop the problem axis if it holds one problem."""
-        joined: dict[str, Any] = {}
-        for field in fields(Details):
-            array = np.concatenate([getattr(d, field.name) for d in details])
-            joined[field.name] = array if packed else array[0]
-        return cls(tensor=tensor, **joined)
+    def of(cls, tensor: Tensor, details: Details, *, packed: bool) -> "FusionResult":
+        """The merge with its details; the problem axis is dropped if there is but one problem."""
+        arrays: dict[str, Any] = {f.name: getattr(details, f.name) for f in fields(Details)}
+        if not packed:
+            arrays = {name: array[0] for name, array in arrays.items()}
+        return cls(tensor=tensor, **arrays)
 
     @classmethod
     def untouched(cls, tensor: Tensor) -> "FusionResult":

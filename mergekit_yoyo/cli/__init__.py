@@ -12,6 +12,7 @@ from mergekit_yoyo.errors import YoyoError
 COMMANDS: dict[str, tuple[str, str]] = {
     "doctor": ("mergekit_yoyo.cli.doctor", "Say whether mergekit knows yoyo_fusion."),
     "finish": ("mergekit_yoyo.cli.finish", "Make a merge look like the models that went in."),
+    "mlx": ("mergekit_yoyo.cli.mlx", "Convert a merge to a quantized MLX model, verified."),
     "evaluate": (
         "mergekit_yoyo.cli.evaluate",
         "Run the seven tasks of the usual table (or others) with lm-evaluation-harness.",

@@ -1,0 +1,52 @@
+"""From a merge to a working MLX model: recipes, plan, config bridge, export, verification.
+
+Needs the extra `mlx` (`pip install "mergekit-yoyo[mlx]"`). `recipes` alone does not import mlx.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from mergekit_yoyo.errors import YoyoError
+
+if TYPE_CHECKING:
+    from mergekit_yoyo.mlx.export import Export, export_model, plan_export, plan_exports
+    from mergekit_yoyo.mlx.plan import Plan
+    from mergekit_yoyo.mlx.recipes import Recipe, load_recipe, parse_recipe, recipe_names
+
+_HOMES = {
+    "Export": "export",
+    "export_model": "export",
+    "plan_export": "export",
+    "plan_exports": "export",
+    "Plan": "plan",
+    "Recipe": "recipes",
+    "load_recipe": "recipes",
+    "parse_recipe": "recipes",
+    "recipe_names": "recipes",
+}
+__all__ = [
+    "Export",
+    "Plan",
+    "Recipe",
+    "export_model",
+    "load_recipe",
+    "parse_recipe",
+    "plan_export",
+    "plan_exports",
+    "recipe_names",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name at first use, so that recipes can be read without mlx."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in ("mlx", "mlx_lm", "psutil"):
+            raise
+        raise YoyoError(
+            f"{error.name} is not installed: pip install 'mergekit-yoyo[mlx]' brings mlx-lm "
+            "(with mlx[cpu] on Linux)."
+        ) from None

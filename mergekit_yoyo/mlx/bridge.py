@@ -1,0 +1,312 @@
+"""The config bridge: a transformers config retold in the words that mlx-lm's model class reads.
+
+mlx-lm builds a model from the fields that its `ModelArgs` declares and ignores every other key, so
+a key that transformers spells differently is silently replaced by a default. The bridge asks both
+sides: each field of `ModelArgs` is looked up in the transformers config class, which knows its own
+defaults, aliases (`attribute_map`) and rope parameters. No model family is named here.
+"""
+
+import importlib
+import inspect
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from types import NoneType
+from typing import Any, get_args
+
+from mlx_lm.utils import (
+    MODEL_REMAPPING,
+    _get_classes,  # what load_model itself uses
+    load_config,
+)
+
+from mergekit_yoyo.errors import YoyoError
+from mergekit_yoyo.mlx.rope import LOCAL_ROPE_KEYS, MISSING, PARTIAL_FIELDS, RopeView
+
+
+@dataclass(frozen=True)
+class Bridge:
+    """What mlx-lm is to be told about a checkpoint.
+
+    Attributes:
+        config: the whole `config.json` for mlx-lm, source keys included.
+        model_class: mlx-lm's `Model`.
+        args_class: mlx-lm's `ModelArgs`.
+        doubts: what the source config asks for and mlx-lm has no field for. A comparison of logits
+            decides whether it matters; without one, a doubt is a reason to refuse.
+    """
+
+    config: dict[str, Any]
+    model_class: type
+    args_class: type
+    doubts: tuple[str, ...] = field(default=())
+
+    @property
+    def args(self) -> Any:
+        """The `ModelArgs` that mlx-lm makes of the config."""
+        return self.args_class.from_dict(self.config)  # type: ignore[attr-defined]
+
+
+def bridge_folder(folder: Path, *, context: int | None = None) -> Bridge:
+    """The bridge for the checkpoint in `folder`.
+
+    Args:
+        folder: a model folder with `config.json`.
+        context: the number of tokens that the export is meant for; the model's own by default. It
+            picks the factors of longrope, and windows that are as long as it never close.
+
+    Raises:
+        YoyoError: mlx-lm has no model for the architecture, or needs a value the config lacks.
+    """
+    return bridge_config(load_config(folder), declared_config(folder), context=context)
+
+
+def declared_config(folder: Path) -> Any | None:
+    """The checkpoint's config as transformers understands it; None if it does not know the type."""
+    from transformers import CONFIG_MAPPING, AutoConfig
+
+    if load_config(folder).get("model_type") not in CONFIG_MAPPING:
+        return None
+    try:
+        return AutoConfig.from_pretrained(folder)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise YoyoError(f"{folder / 'config.json'}: transformers refuses it: {error}") from None
+
+
+def bridge_config(raw: Mapping[str, Any], declared: Any, *, context: int | None = None) -> Bridge:
+    """As `bridge_folder`, from the parsed `config.json` and its transformers config object."""
+    model_class, args_class = model_classes(raw)
+    config, doubts = dict(raw), list[str]()
+    if declared is not None:
+        config |= _bridged_fields(args_class, raw, declared, context, doubts)
+    missing = [
+        name
+        for name, parameter in _fields(args_class).items()
+        if name not in config and parameter.default is parameter.empty
+    ]
+    config |= {name: None for name in missing if not _reads(args_class, name)}
+    missing = [name for name in missing if name not in config]
+    if missing:
+        raise YoyoError(
+            f"config.json: mlx-lm's {_name(args_class)} model needs {', '.join(missing)}; "
+            "the checkpoint's config has no such value, and none that transformers maps to it."
+        )
+    return Bridge(config, model_class, args_class, tuple(doubts))
+
+
+def model_classes(config: Mapping[str, Any]) -> tuple[type, type]:
+    """mlx-lm's `Model` and `ModelArgs` for a config.
+
+    Raises:
+        YoyoError: mlx-lm has none for its `model_type`; the nearest types are listed.
+    """
+    kind = config.get("model_type")
+    if not kind:
+        raise YoyoError("config.json: expected a `model_type`; got none. Is this a model folder?")
+    if config.get("model_file"):
+        raise YoyoError("config.json: `model_file` asks for code of its own; that is not exported.")
+    try:
+        model_class, args_class = _get_classes(config=dict(config))
+    except SystemExit as error:  # mlx-lm's olmo leaves the process if a package is missing
+        raise YoyoError(
+            f"config.json: mlx-lm's {kind} model cannot be imported ({error})."
+        ) from None
+    except (ValueError, AttributeError):
+        raise YoyoError(
+            f"config.json: mlx-lm {_mlx_lm_version()} has no model for {kind!r}; "
+            f"nearest: {', '.join(_nearest_types(kind)) or 'none'}."
+        ) from None
+    return model_class, args_class
+
+
+def _bridged_fields(
+    args_class: type, raw: Mapping[str, Any], declared: Any, context: int | None, doubts: list[str]
+) -> dict[str, Any]:
+    """The value of each `ModelArgs` field that the transformers config can answer for."""
+    context = min(context or 2**62, getattr(declared, "max_position_embeddings", None) or 2**62)
+    rope = RopeView.of(declared, context)
+    fields = _fields(args_class)
+    text = declared.get_text_config()
+    values: dict[str, Any] = {}
+    for name, parameter in fields.items():
+        value: Any = rope.field(name) if rope else MISSING
+        if value is MISSING and name == "sliding_window_pattern":
+            value = _window_pattern(declared, parameter, _name(args_class))
+        for config in (declared, text):
+            if value is MISSING:
+                value = _declared_value(config, name)
+        if value is MISSING or name == "model_type":
+            continue
+        if name == "layer_types" and value:
+            value = _spoken_layer_types(value, args_class)
+        if name == "text_config":
+            inner = dict(raw.get(name) or {})
+            inner.setdefault("model_type", value.model_type)
+            try:
+                bridged = bridge_config(inner, value, context=context)
+            except YoyoError:  # a part that mlx-lm builds by classes of its own
+                value = inner
+            else:
+                value = bridged.config
+                doubts += bridged.doubts
+        elif value is None and not _may_be_none(parameter):
+            doubts.append(
+                f"{name} is null, which mlx-lm's {_name(args_class)} model may not provide for"
+            )
+        values[name] = _plain(value)
+    if "text_config" not in fields:
+        doubts += _unheard_rope(rope, fields, args_class)
+        doubts += _unheard_windows(declared, fields, args_class, context)
+    return values
+
+
+def _declared_value(declared: Any, name: str) -> Any:
+    """What transformers has for `name`: as an attribute, an alias, or a private attribute. Where
+    its layers differ, the plain name is that of the sliding ones and `global_` of the full ones.
+    """
+    layers, spellings = [declared], [name, f"_{name}"]
+    if getattr(declared, "is_heterogeneous", False):
+        kind = "full_attention" if "global_" in name else "sliding_attention"
+        spellings = [name.replace("global_", "")]
+        layers = [declared.per_layer_config[i] for i in _layers_of(declared, kind)[:1]] or layers
+    for spelling in spellings:
+        value = getattr(layers[0], spelling, MISSING)
+        if value is not MISSING and not callable(value):
+            return value
+    return MISSING
+
+
+def _layers_of(declared: Any, kind: str) -> list[int]:
+    return [i for i, layer in enumerate(declared.layer_types) if layer == kind]
+
+
+def _window_pattern(declared: Any, parameter: inspect.Parameter, model: str) -> Any:
+    """The p for which every p-th layer, and no other, sees everything, as mlx-lm counts layers;
+    where mlx-lm wants letters, G for such a layer and L for others."""
+    kinds = getattr(declared, "layer_types", None)
+    if not kinds:
+        return MISSING
+    full = [kind == "full_attention" for kind in kinds]
+    if parameter.annotation is str or str in get_args(parameter.annotation):
+        return "".join("G" if sees_all else "L" for sees_all in full) if not all(full) else None
+    stated = _declared_value(declared, "sliding_window_pattern")
+    candidates = [stated] if isinstance(stated, int) else []
+    for period in [*candidates, *range(1, len(kinds) + 2)]:
+        if period > 0 and all(f == ((i + 1) % period == 0) for i, f in enumerate(full)):
+            return period
+    raise YoyoError(
+        f"config.json: full attention in layers {[i for i, f in enumerate(full) if f]} of "
+        f"{len(full)}; mlx-lm's {model} model can only have it in every n-th layer."
+    )
+
+
+def _spoken_layer_types(kinds: list[str], args_class: type) -> list[str]:
+    """`layer_types` in the words of mlx-lm's model, which may be older than transformers' own."""
+    from transformers.configuration_utils import _LEGACY_LAYER_TYPE_REMAP
+
+    source = _source(args_class)
+    spoken = {kind: kind for kind in kinds}
+    for old, new in _LEGACY_LAYER_TYPE_REMAP.items():
+        if new in spoken and f'"{new}"' not in source and f'"{old}"' in source:
+            spoken[new] = old
+    return [spoken[kind] for kind in kinds]
+
+
+def _reads(args_class: type, name: str) -> bool:
+    """Whether mlx-lm's model ever uses a field that its `ModelArgs` declares."""
+    return re.search(rf"\.{name}\b", _source(args_class)) is not None
+
+
+@cache
+def _source(args_class: type) -> str:
+    """The code of a `ModelArgs`' module and of those that it builds upon."""
+    modules = {base.__module__ for base in args_class.__mro__} - {"builtins"}
+    return "\n".join(inspect.getsource(importlib.import_module(module)) for module in modules)
+
+
+def _unheard_rope(rope: RopeView | None, fields: Mapping[str, Any], args_class: type) -> list[str]:
+    """What the rope parameters ask for and no field of `ModelArgs` can say."""
+    if rope is None or "rope_parameters" in fields:
+        return []
+    model, doubts = _name(args_class), []
+    if rope.kind != "default" and not (
+        "rope_scaling" in fields and _reads(args_class, "rope_scaling")
+    ):
+        doubts.append(f"rope scaling {rope.kind!r}, which mlx-lm's {model} model does not have")
+    if rope.local_differs and not LOCAL_ROPE_KEYS.keys() & fields.keys():
+        doubts.append(f"a rope of its own in sliding layers; mlx-lm's {model} model has one rope")
+    if rope.rotary_factor != 1.0 and not PARTIAL_FIELDS & fields.keys():
+        doubts.append(
+            f"a rotary factor of {rope.rotary_factor}, for which mlx-lm's {model} model has no "
+            "field"
+        )
+    if rope.main.get("truncate") is False:
+        doubts.append("yarn without truncation; mlx-lm rounds its correction range to integers")
+    return doubts
+
+
+def _unheard_windows(
+    declared: Any, fields: Mapping[str, Any], args_class: type, context: int
+) -> list[str]:
+    window = closing_window(declared, context)
+    if window is None:
+        return []
+    heard = {name for name in fields if "window" in name or name == "layer_types"}
+    if heard and hasattr(declared, "layer_types"):
+        return []
+    return [
+        f"attention over a window of {window} tokens, which mlx-lm's {_name(args_class)} model "
+        f"does not have: right up to that length only (--max-context {window})"
+    ]
+
+
+def closing_window(declared: Any, context: int | None = None) -> int | None:
+    """The sliding window of a transformers config if any layer loses sight of a token within
+    `context` tokens (the model's own length by default)."""
+    text = declared.get_text_config()
+    window = getattr(text, "sliding_window", None)
+    limit = min(context or 2**62, getattr(text, "max_position_embeddings", None) or 2**62)
+    if not window or window >= limit or getattr(text, "use_sliding_window", None) is False:
+        return None
+    kinds = getattr(text, "layer_types", None)
+    return int(window) if kinds is None or "sliding_attention" in kinds else None
+
+
+def _fields(args_class: type) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(args_class).parameters
+
+
+def _may_be_none(parameter: inspect.Parameter) -> bool:
+    kinds = get_args(parameter.annotation)
+    required = parameter.default is parameter.empty
+    return required or parameter.default is None or NoneType in kinds or parameter.annotation is Any
+
+
+def _plain(value: Any) -> Any:
+    """Config objects and tuples as what JSON holds."""
+    if hasattr(value, "to_dict"):
+        return value.to_dict()
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _name(args_class: type) -> str:
+    return args_class.__module__.rpartition(".")[2]
+
+
+def _nearest_types(kind: str) -> list[str]:
+    import difflib
+    import pkgutil
+
+    models = importlib.import_module("mlx_lm.models")
+    known = {module.name for module in pkgutil.iter_modules(models.__path__)} | set(MODEL_REMAPPING)
+    return difflib.get_close_matches(kind, sorted(known), n=3, cutoff=0.4)
+
+
+def _mlx_lm_version() -> str:
+    from importlib.metadata import version
+
+    return version("mlx-lm")

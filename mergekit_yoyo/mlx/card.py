@@ -1,0 +1,162 @@
+"""The card of an mlx export: front matter that the Hub accepts, the recipe table, how to use it."""
+
+from importlib.metadata import version
+from pathlib import Path
+
+from mergekit_yoyo import __version__
+from mergekit_yoyo.card import carry, check_card, read_metadata, update_metadata, write_section
+from mergekit_yoyo.mlx.plan import Plan
+from mergekit_yoyo.mlx.source import Source
+from mergekit_yoyo.mlx.verify import Verification
+from mergekit_yoyo.staging import format_bytes
+
+SECTION = "mlx"
+
+
+def write_card(
+    folder: Path,
+    source: Source,
+    plan: Plan,
+    verification: Verification | None,
+    notes: list[str],
+    *,
+    name: str,
+    base_model: str | None,
+    previous: str = "",
+) -> None:
+    """Write `README.md` into `folder`.
+
+    Args:
+        folder: the export.
+        source: whose card hands on license, languages and tags.
+        plan: what each module got.
+        verification: what was compared, if anything.
+        notes: what a person should know.
+        name: of the model, for title and examples.
+        base_model: Hub name of the unquantized model; the source's own by default.
+        previous: an earlier card of this export, whose text outside our section is kept.
+
+    Raises:
+        YoyoError: the Hub would refuse the front matter.
+    """
+    base_model = base_model or source.repo
+    card = previous or f"# {name}\n"
+    changes = _inherited(source)
+    given = read_metadata(previous)
+    tags = [*_listed(given.get("tags") or changes.get("tags")), "mlx"]
+    changes |= {
+        "library_name": "mlx",
+        "pipeline_tag": changes.get("pipeline_tag", "text-generation"),
+        "tags": list(dict.fromkeys(tags)),
+    }
+    changes = {key: value for key, value in changes.items() if key == "tags" or key not in given}
+    if base_model:
+        changes |= {"base_model": base_model, "base_model_relation": "quantized"}
+    card = update_metadata(card, changes)
+    body = _body(source, plan, verification, notes, name, base_model)
+    card = write_section(card, SECTION, body)
+    check_card(card)
+    (folder / "README.md").write_text(card)
+
+
+def recipe_table(plan: Plan) -> str:
+    """The plan as a Markdown table, totals in the last row."""
+    lines = [
+        "| modules | bits | group size | count | parameters | size |",
+        "| --- | --- | --- | ---: | ---: | ---: |",
+    ]
+    for kind, bits, group, count, parameters, size in plan.rows():
+        lines.append(
+            f"| {kind} | {bits} | {group} | {count} | {parameters:,} | {format_bytes(size)} |"
+        )
+    lines.append(
+        f"| **all** | **{plan.bits_per_weight:.2f} per weight** | | {len(plan.placements)} | "
+        f"{plan.parameters:,} | {format_bytes(plan.bytes)} |"
+    )
+    return "\n".join(lines)
+
+
+def _inherited(source: Source) -> dict[str, object]:
+    path = source.folder / "README.md"
+    metadata = read_metadata(path.read_text()) if path.exists() else {}
+    inherited: dict[str, object] = dict(
+        carry({source.repo or source.folder.name: metadata}).metadata
+    )
+    if metadata.get("tags"):
+        inherited["tags"] = metadata["tags"]
+    return inherited
+
+
+def _body(
+    source: Source,
+    plan: Plan,
+    verification: Verification | None,
+    notes: list[str],
+    name: str,
+    base_model: str | None,
+) -> str:
+    origin = f"[{base_model}](https://huggingface.co/{base_model})" if base_model else "a merge"
+    parts = [
+        f"MLX conversion of {origin}, recipe `{plan.recipe.name}`.",
+        "## Recipe",
+        recipe_table(plan),
+    ]
+    if plan.recipe.period and plan.recipe.bits_low != plan.recipe.bits_high:
+        parts.append(_deckard(plan))
+    if verification:
+        drift = verification.drift
+        parts.append(
+            "Before quantization the logits differ from transformers' by at most "
+            f"{verification.graph_difference:.1e} of their standard deviation (float32). As "
+            f"written, on the same few prompts: {drift.top1_agreement:.1%} of next tokens agree, "
+            f"KL divergence {drift.kl:.2g} nats per token, largest difference "
+            f"{drift.max_difference:.2g} standard deviations."
+        )
+    if notes:
+        parts.append("Notes:\n\n" + "\n".join(f"- {note}" for note in notes))
+    parts += ["## Use", _usage(name)]
+    config = source.folder / "mergekit_config.yml"
+    if config.exists():
+        parts += ["## Merge configuration", f"```yaml\n{config.read_text().strip()}\n```"]
+    versions = ", ".join(f"{name} {version(name)}" for name in ("mlx-lm", "mlx", "transformers"))
+    parts.append(f"Made with mergekit-yoyo {__version__} ({versions}).")
+    return "\n\n".join(parts)
+
+
+def _deckard(plan: Plan) -> str:
+    recipe = plan.recipe
+    return (
+        f"Data at {recipe.bits_low} bits; embeddings, head, routers and the attention projections "
+        f"of every {recipe.period}th layer, from layer {recipe.offset}, at {recipe.bits_high} bits"
+        + (f"; the first {recipe.first_layers} layer(s) wholly so" if recipe.first_layers else "")
+        + f"; groups of {recipe.group_size}. The idea is the published one of the Deckard (qx) "
+        "quantizations; which projections and layers are chosen is mergekit-yoyo's own definition."
+    )
+
+
+def _usage(name: str) -> str:
+    return f"""```bash
+pip install mlx-lm
+mlx_lm.generate --model {name} --prompt "Hello" --max-tokens 100
+mlx_lm.server --model {name} --port 8080
+```
+
+```python
+from mlx_lm import generate, load
+
+model, tokenizer = load("{name}")
+prompt = "Hello"
+if tokenizer.chat_template is not None:
+    messages = [{{"role": "user", "content": prompt}}]
+    prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True)
+print(generate(model, tokenizer, prompt=prompt, max_tokens=100))
+```
+
+LM Studio: put this folder into `~/.lmstudio/models/<owner>/{name}` (or search for the repo in the
+app once it is on the Hub) and load it with the MLX engine."""
+
+
+def _listed(value: object) -> list[str]:
+    return (
+        [str(item) for item in value] if isinstance(value, list) else [str(value)] if value else []
+    )

@@ -1,0 +1,178 @@
+"""Quantization recipes as data: a name such as `qx86-hi` is parsed into a `Recipe`, nothing else.
+
+The `qx` ("Deckard") recipes as published: data at the low width; embeddings and head at the high
+one; selected attention paths at the high one "every four layers"; `x` also the first layer; `hi`
+means groups of 32 instead of 64. What was not published is which projections and which of the four
+layers. Here it is all projections of an attention block, in layers 0, 4, 8, ..., and the routers of
+mixtures of experts too (the choice is said to follow what an FP8 quantization protects: head,
+norms, routers). Every one of these is a field of `Recipe`.
+"""
+
+import difflib
+import itertools
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from mergekit_yoyo.errors import YoyoError
+
+AFFINE_WIDTHS = (2, 3, 4, 5, 6, 8)
+AFFINE_GROUP_SIZES = (128, 64, 32)
+# mode -> (bits, group size): these formats have one of each.
+FLOAT_MODES = {"mxfp4": (4, 32), "mxfp8": (8, 32), "nvfp4": (4, 16)}
+DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+
+Dtype = Literal["bfloat16", "float16", "float32"]
+
+
+class Recipe(BaseModel):
+    """Which width each module gets. `bits_low` None means: not quantized.
+
+    Attributes:
+        name: as given by the user, and as written in the card.
+        mode: mlx's quantization mode.
+        bits_low: width of the data: everything that no other field names.
+        bits_high: width of embeddings, head, routers and selected attention paths.
+        group_size: weights that share a scale.
+        period: attention paths are at the high width in every `period`-th layer; 0: in none.
+        offset: the first such layer.
+        projections: regular expressions for the last part of a module path inside an attention
+            block: which projections are attention paths.
+        first_layers: so many layers from the first are at the high width altogether.
+        modules: bits by module path (regular expression, the last match counts); 0: not quantized.
+        dtype: of what stays unquantized; None: as the checkpoint has it.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    mode: Literal["affine", "mxfp4", "mxfp8", "nvfp4"] = "affine"
+    bits_low: int | None = None
+    bits_high: int | None = None
+    group_size: int = 64
+    period: int = Field(default=4, ge=0)
+    offset: int = Field(default=0, ge=0)
+    projections: tuple[str, ...] = (".*",)
+    first_layers: int = Field(default=0, ge=0)
+    modules: dict[str, int] = Field(default_factory=dict)
+    dtype: Dtype | None = None
+
+    @field_validator("projections", "modules")
+    @classmethod
+    def _patterns_compile(cls, value: Any) -> Any:
+        for pattern in value:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"{pattern!r} is not a regular expression ({error})") from None
+        return value
+
+    @model_validator(mode="after")
+    def _widths_exist(self) -> Self:
+        if self.mode in FLOAT_MODES:
+            bits, group_size = FLOAT_MODES[self.mode]
+            if (self.bits_low, self.bits_high, self.group_size) != (bits, bits, group_size):
+                raise ValueError(f"{self.mode} has {bits} bits in groups of {group_size} only")
+        elif self.group_size not in AFFINE_GROUP_SIZES:
+            raise ValueError(f"group_size: expected 32, 64 or 128; got {self.group_size}")
+        for width in (self.bits_low, self.bits_high, *self.modules.values()):
+            if width and width not in AFFINE_WIDTHS:
+                raise ValueError(f"bits: expected one of {AFFINE_WIDTHS}; got {width}")
+        if (self.bits_low is None) != (self.bits_high is None):
+            raise ValueError("expected bits_low and bits_high, or neither")
+        return self
+
+    @property
+    def quantizes(self) -> bool:
+        """Whether any module becomes narrower than a float."""
+        return self.bits_low is not None or any(self.modules.values())
+
+    def changed(self, **changes: Any) -> "Recipe":
+        """This recipe with fields replaced, checked again; its name tells that it was changed.
+
+        Raises:
+            YoyoError: a field is unknown or its value is not possible.
+        """
+        changes = {key: value for key, value in changes.items() if value is not None}
+        data = self.model_dump()
+        if all(data.get(key, ...) == value for key, value in changes.items()):
+            return self
+        if "modules" in changes:
+            changes["modules"] = {**self.modules, **changes["modules"]}
+        name = self.name if self.name.endswith(" (changed)") else f"{self.name} (changed)"
+        return _validated({**data, "name": name, **changes}, f"recipe {self.name}")
+
+
+def parse_recipe(name: str) -> Recipe:
+    """The recipe that `name` spells: `qxHL[x][-hi]`, `qB[-hi]`, a float mode, or a dtype.
+
+    Raises:
+        YoyoError: no such recipe; the nearest ones are listed.
+    """
+    if name in DTYPES:
+        return Recipe.model_validate({"name": name, "dtype": DTYPES[name]})
+    if name in FLOAT_MODES:
+        bits, group_size = FLOAT_MODES[name]
+        widths = {"bits_low": bits, "bits_high": bits, "group_size": group_size, "period": 0}
+        return Recipe.model_validate({"name": name, "mode": name, **widths})
+    match = re.fullmatch(r"q(?:x([2-8])([2-8])(x?)|([2-8]))(-hi)?", name)
+    if match and name in recipe_names():
+        high, low, first, plain, hi = match.groups()
+        return Recipe(
+            name=name,
+            bits_low=int(plain or low),
+            bits_high=int(plain or high),
+            group_size=32 if hi else 64,
+            period=0 if plain else 4,
+            first_layers=1 if first else 0,
+        )
+    near = difflib.get_close_matches(name, recipe_names(), n=5, cutoff=0.3)
+    raise YoyoError(
+        f"--quant {name}: no such recipe. Nearest: {', '.join(near) or 'none'}. Recipes are "
+        "qxHL[x][-hi] with widths H > L of 2 3 4 5 6 8, qB[-hi], mxfp4, mxfp8, nvfp4, bf16, "
+        "fp16, fp32; --list shows them all."
+    )
+
+
+def recipe_names() -> list[str]:
+    """Every recipe that has a name, from the smallest to the largest by its low width."""
+    names = [f"q{bits}{hi}" for bits in AFFINE_WIDTHS for hi in ("", "-hi")]
+    for low, high in itertools.combinations(AFFINE_WIDTHS, 2):
+        names += [f"qx{high}{low}{first}{hi}" for first in ("", "x") for hi in ("", "-hi")]
+    return [*names, *FLOAT_MODES, *DTYPES]
+
+
+def load_recipe(path: Path) -> Recipe:
+    """A recipe from a YAML file: fields of `Recipe`, on top of the named one in `base` if given.
+
+    Raises:
+        YoyoError: the file is missing, is no such mapping, or has an impossible value.
+    """
+    try:
+        data = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise YoyoError(f"{path}: cannot be read as a recipe: {error}") from None
+    if not isinstance(data, Mapping):
+        raise YoyoError(f"{path}: expected `field: value` lines; got {type(data).__name__}.")
+    base = parse_recipe(data["base"]).model_dump() if "base" in data else {}
+    fields = {key: value for key, value in data.items() if key != "base"}
+    return _validated({**base, "name": path.stem, **fields}, str(path))
+
+
+def _validated(data: Mapping[str, Any], where: str) -> Recipe:
+    try:
+        return Recipe.model_validate(data)
+    except ValidationError as error:
+        problems = []
+        for detail in error.errors():
+            place = ".".join(str(part) for part in detail["loc"])
+            message = detail["msg"].removeprefix("Value error, ")
+            if detail["type"] == "extra_forbidden":
+                near = difflib.get_close_matches(place, list(Recipe.model_fields), n=3, cutoff=0.4)
+                message = f"no such field; nearest: {', '.join(near or Recipe.model_fields)}"
+            problems.append(f"{place}: {message}" if place else message)
+        raise YoyoError(f"{where}: {'; '.join(problems)}.") from None

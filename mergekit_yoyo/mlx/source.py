@@ -1,0 +1,121 @@
+"""Where a model comes from: a folder or a Hub name, checked before anything is computed."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+from safetensors import SafetensorError, safe_open
+
+from mergekit_yoyo.errors import YoyoError
+
+DOWNLOADED = (
+    "*.json", "model*.safetensors", "*.model", "*.tiktoken", "*.txt", "*.jsonl", "*.jinja",
+    "*.md", "LICENSE*", "NOTICE*", "mergekit_config.yml",
+)  # fmt: skip
+# What an export takes along as it is; config.json, weights and the card are written anew.
+CARRIED = (
+    "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt",
+    "*.model", "*.tiktoken", "chat_template*", "generation_config.json", "LICENSE*", "NOTICE*",
+    "mergekit_config.yml",
+)  # fmt: skip
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "*.tiktoken")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A checkpoint on disk.
+
+    Attributes:
+        folder: where it lies.
+        repo: its Hub name, if it came from there.
+        config: its parsed `config.json`.
+    """
+
+    folder: Path
+    repo: str | None
+    config: dict[str, Any]
+
+    def carried_files(self) -> list[Path]:
+        """Tokenizer and other files that an export copies unchanged."""
+        found = {path for pattern in CARRIED for path in self.folder.glob(pattern)}
+        return sorted(path for path in found if path.is_file())
+
+
+def open_source(source: str | Path, *, revision: str | None = None) -> Source:
+    """The checkpoint at `source`, downloaded first if it is a Hub name, and checked.
+
+    Args:
+        source: a folder, or `owner/name` on the Hub.
+        revision: branch, tag or commit on the Hub.
+
+    Raises:
+        YoyoError: no such folder or repo, no model in it, shards or the tokenizer are missing, or
+            its weights are quantized already.
+    """
+    folder, repo = Path(source).expanduser(), None
+    if not folder.exists():
+        repo = str(source)
+        folder = _download(repo, revision)
+    if not folder.is_dir():
+        raise YoyoError(f"{folder}: expected a model folder; got a file.")
+    config_path = folder / "config.json"
+    if not config_path.exists():
+        raise YoyoError(f"{folder}: no config.json. Is this a model folder?")
+    try:
+        config = json.loads(config_path.read_text())
+    except (OSError, ValueError) as error:
+        raise YoyoError(f"{config_path}: cannot be read: {error}") from None
+    if not isinstance(config, dict):
+        raise YoyoError(f"{config_path}: expected a mapping; got {type(config).__name__}.")
+    if "quantization" in config or "quantization_config" in config:
+        raise YoyoError(
+            f"{config_path}: the weights are quantized already. Start from the unquantized model."
+        )
+    _check_weights(folder)
+    if not any(path for pattern in TOKENIZER_FILES for path in folder.glob(pattern)):
+        raise YoyoError(
+            f"{folder}: no tokenizer ({', '.join(TOKENIZER_FILES)}). Copy the tokenizer files of "
+            "one of the merged models here; `mergekit-yaml` writes them with --copy-tokenizer."
+        )
+    return Source(folder, repo, config)
+
+
+def _download(repo: str, revision: str | None) -> Path:
+    try:
+        validate_repo_id(repo)
+    except HFValidationError:
+        raise YoyoError(f"{repo}: no such folder, and not a name on the Hub.") from None
+    try:
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=[*DOWNLOADED]))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise YoyoError(
+            f"{repo}: no such folder here, and the Hub did not give it ({reason})."
+        ) from None
+
+
+def _check_weights(folder: Path) -> None:
+    shards = sorted(folder.glob("model*.safetensors"))
+    if not shards:
+        others = [p.name for p in folder.iterdir() if p.suffix in (".bin", ".pth", ".gguf", ".npz")]
+        found = f"; got {', '.join(sorted(others)[:3])}" if others else ""
+        raise YoyoError(f"{folder}: expected weights in model*.safetensors{found}.")
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        named = set(json.loads(index.read_text()).get("weight_map", {}).values())
+        missing = sorted(named - {path.name for path in shards})
+        if missing:
+            raise YoyoError(
+                f"{folder}: {len(missing)} of {len(named)} weight files are missing: "
+                f"{', '.join(missing[:3])}. Was the download or merge cut short?"
+            )
+    for path in shards:
+        try:
+            with safe_open(path, framework="np"):
+                pass
+        except (SafetensorError, OSError) as error:
+            raise YoyoError(f"{path}: not a readable safetensors file ({error}).") from None

@@ -1,0 +1,122 @@
+"""From a checkpoint and its bridge to an mlx model, lazily: no weight is read before it is used."""
+
+import shutil
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx_lm.utils import load_model
+
+from mergekit_yoyo.errors import YoyoError
+from mergekit_yoyo.mlx.bridge import Bridge
+
+if TYPE_CHECKING:
+    from mergekit_yoyo.finish.layout import LayoutPlan
+
+
+def skeleton(bridge: Bridge, dtype: str | None = None) -> nn.Module:
+    """The mlx model without a checkpoint: shapes only, its arrays are never computed.
+
+    Args:
+        bridge: what the model is built from.
+        dtype: of its floating point arrays: those of the checkpoint's config.
+
+    Raises:
+        YoyoError: mlx-lm cannot build the model from this config.
+    """
+    try:
+        model: nn.Module = bridge.model_class(bridge.args)
+    except (AssertionError, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise _not_built(bridge, error) from None
+    if dtype in ("float16", "bfloat16", "float32"):
+        model.set_dtype(getattr(mx, dtype))
+    return model
+
+
+def load_lazily(folder: Path, bridge: Bridge, declared: Any) -> nn.Module:
+    """The mlx model of a checkpoint in original layout, its arrays yet to be read.
+
+    Raises:
+        YoyoError: mlx-lm cannot build the model, or its tensors do not fit the checkpoint's.
+    """
+
+    class Bridged(bridge.model_class):  # type: ignore[misc, name-defined]
+        def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
+            for name in _transposed_experts(weights, declared):
+                weights[f"{name}.weight"] = weights.pop(name).swapaxes(-1, -2)
+            parent = getattr(super(), "sanitize", None)
+            return parent(weights) if parent else weights
+
+    try:
+        model, _ = load_model(
+            folder,
+            lazy=True,
+            model_config=bridge.config,
+            get_model_classes=lambda config: (Bridged, bridge.args_class),
+        )
+    except (AssertionError, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise _not_built(bridge, error) from None
+    return model
+
+
+def packed_layout(folder: Path, declared: Any) -> "LayoutPlan | None":
+    """How a checkpoint in transformers' model layout (experts packed) becomes the original one,
+    which is what mlx-lm reads; None if it is original already, or unknown to transformers."""
+    from mergekit_yoyo.finish.layout import plan_layout
+    from mergekit_yoyo.finish.weights import Checkpoint
+
+    if declared is None:
+        return None
+    with Checkpoint(folder) as checkpoint:
+        plan = plan_layout(declared, checkpoint.tensors)
+    return plan if plan.changed else None
+
+
+def unpack(source: Path, plan: "LayoutPlan", folder: Path) -> None:
+    """Write a checkpoint in its original layout into `folder`, tensor by tensor."""
+    from mergekit_yoyo.finish.weights import Checkpoint, write_checkpoint
+
+    with Checkpoint(source) as checkpoint:
+        write_checkpoint(folder, plan.targets, plan.convert(checkpoint.read))
+    shutil.copyfile(source / "config.json", folder / "config.json")
+
+
+def stored_dtype(folder: Path) -> str:
+    """The dtype that holds most bytes of a checkpoint, by mlx's name; only headers are read."""
+    sizes: Counter[str] = Counter()
+    for path in folder.glob("model*.safetensors"):
+        tensors: Any = mx.load(str(path))
+        for array in tensors.values():
+            sizes[str(array.dtype).removeprefix("mlx.core.")] += array.nbytes
+    return sizes.most_common(1)[0][0]
+
+
+def _transposed_experts(weights: Mapping[str, mx.array], declared: Any) -> set[str]:
+    """Expert tensors that transformers stores as (experts, inputs, outputs), where mlx-lm has the
+    outputs first. The modeling class declares it (`is_transposed`)."""
+    packed = {name for name, a in weights.items() if a.ndim == 3 and name.endswith("_proj")}
+    if not packed or declared is None:
+        return set()
+    from mergekit_yoyo.finish.layout import meta_model
+
+    flipped = {
+        f"{path}.{name}"
+        for path, module in meta_model(declared).named_modules()
+        if getattr(module, "is_transposed", False)
+        for name, parameter in module.named_parameters(recurse=False)
+        if parameter.ndim == 3
+    }
+    return packed & flipped
+
+
+def _not_built(bridge: Bridge, error: Exception) -> YoyoError:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    reason = " ".join(lines[:3]) + (" ..." if len(lines) > 3 else "")
+    doubts = "".join(f"; {doubt}" for doubt in bridge.doubts)
+    return YoyoError(
+        f"mlx-lm's {bridge.model_class.__module__.rpartition('.')[2]} model does not take this "
+        f"checkpoint: {reason}{doubts}."
+    )
