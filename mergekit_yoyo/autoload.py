@@ -29,10 +29,12 @@ class _Finder:
         self.searching = True
         try:
             for finder in sys.meta_path:
-                spec = finder.find_spec(name, path, target) if finder is not self else None
+                find_spec = getattr(finder, "find_spec", None)  # the oldest finders have none
+                if find_spec is None or finder is self:
+                    continue
+                spec: ModuleSpec | None = find_spec(name, path, target)
                 if spec is not None:
-                    if spec.loader is not None:
-                        _register_after(spec.loader)
+                    _register_after(spec.loader)
                     return spec
         finally:
             self.searching = False
@@ -40,27 +42,34 @@ class _Finder:
 
 
 def _register_after(loader: Any) -> None:
-    execute = loader.exec_module
+    try:
+        execute = loader.exec_module
 
-    def exec_module(module: ModuleType) -> None:
-        execute(module)
-        _register()
+        def exec_module(module: ModuleType) -> None:
+            execute(module)
+            _register()
 
-    loader.exec_module = exec_module
+        loader.exec_module = exec_module
+    except Exception as error:
+        _warn(error)
 
 
 def _register() -> None:
     try:
-        from mergekit_yoyo.method import register
+        from mergekit_yoyo.method.yoyo_fusion import register
 
         register()
     except Exception as error:
-        import warnings
+        _warn(error)
 
-        warnings.warn(
-            f"mergekit does not know yoyo_fusion: {error!r}. Run `mergekit-yoyo doctor`.",
-            stacklevel=2,
-        )
+
+def _warn(error: Exception) -> None:
+    import warnings
+
+    warnings.warn(
+        f"mergekit does not know yoyo_fusion: {error!r}. Run `mergekit-yoyo doctor`.",
+        stacklevel=2,
+    )
 
 
 def install() -> None:

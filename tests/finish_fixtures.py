@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -207,10 +207,13 @@ def passthrough(model: Path | str, layers: int, extra: str = "") -> str:
     )
 
 
-def run_mergekit(jobs: Mapping[Path, str], cwd: Path) -> dict[Path, str]:
+def run_mergekit(
+    jobs: Mapping[Path, str], cwd: Path, options: Sequence[str] = ()
+) -> dict[Path, str]:
     """Run mergekit-yaml's own command in `cwd` for each output folder and YAML, in one process.
 
     Importing mergekit costs several seconds, which is why there is one process and not one each.
+    `options` go to every run.
 
     Returns:
         What was raised, by folder: empty where the merge went well.
@@ -219,18 +222,18 @@ def run_mergekit(jobs: Mapping[Path, str], cwd: Path) -> dict[Path, str]:
         "import json, sys, traceback\n"
         "from mergekit.scripts.run_yaml import main\n"
         "failed = {}\n"
-        "for config, out in json.load(sys.stdin):\n"
+        "for arguments in json.load(sys.stdin):\n"
         "    try:\n"
-        "        main([config, out], standalone_mode=False)\n"
+        "        main(arguments, standalone_mode=False)\n"
         "    except Exception as error:\n"
-        "        failed[out] = repr(error)\n"
+        "        failed[arguments[1]] = repr(error)\n"
         "print('RESULT' + json.dumps(failed))\n"
     )
     arguments = []
     for out, text in jobs.items():
         recipe = out.with_suffix(".yml")
         recipe.write_text(text)
-        arguments.append((str(recipe), str(out)))
+        arguments.append((str(recipe), str(out), *options))
     done = subprocess.run(
         [sys.executable, "-c", script],
         input=json.dumps(arguments),

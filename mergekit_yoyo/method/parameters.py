@@ -1,22 +1,32 @@
 """The parameters of `yoyo_fusion` in mergekit's YAML: the options of `fuse`, but for `anchor`."""
 
-from functools import partial
-from typing import Annotated
+from typing import Any
 
 from mergekit.merge_methods.base import ParameterScope, ParameterSpec
-from pydantic import BeforeValidator
 
 from mergekit_yoyo.algorithm.options import EPS, MAX_SCALE, TUKEY_C, check_choice, check_number
 
 
+class _Choice(ParameterSpec):  # type: ignore[misc]  # mergekit is not typed
+    """An option with choices. Validated by us: pydantic would wrap the sentence that refuses."""
+
+    def validate(self, value: Any) -> str:
+        return check_choice(self.name, value)
+
+
+class _Number(ParameterSpec):  # type: ignore[misc]
+    """A number with a range."""
+
+    def validate(self, value: Any) -> float:
+        return check_number(self.name, value)
+
+
 def _choice(name: str, default: str, description: str) -> ParameterSpec:
-    checked = Annotated[str, BeforeValidator(partial(check_choice, name))]
-    return ParameterSpec(name, checked, ParameterScope.SHARED, default, description)
+    return _Choice(name, str, ParameterScope.SHARED, default, description)
 
 
 def _number(name: str, default: float, description: str) -> ParameterSpec:
-    checked = Annotated[float, BeforeValidator(partial(check_number, name))]
-    return ParameterSpec(name, checked, ParameterScope.SHARED, default, description)
+    return _Number(name, float, ParameterScope.SHARED, default, description)
 
 
 PARAMETERS: tuple[ParameterSpec, ...] = (

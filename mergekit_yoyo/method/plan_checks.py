@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import click
 from mergekit.common import ModelReference
 from safetensors import safe_open
 
@@ -28,6 +29,13 @@ TWO_STAGES = (
 )
 
 
+class PlanError(click.ClickException):
+    """What a task is refused for. mergekit's commands print it as one sentence.
+
+    Not a YoyoError: tasks are pydantic models, and pydantic buries a ValueError in its own text.
+    """
+
+
 def check_model_files(input_ids: Sequence[Hashable]) -> None:
     """Refuse models whose files hold quantized weights. Each is looked at once, headers only.
 
@@ -36,9 +44,10 @@ def check_model_files(input_ids: Sequence[Hashable]) -> None:
     from mergekit.io.tasks import LoaderCache
 
     for model in input_ids:
-        loader = LoaderCache().loaders.get(model) if isinstance(model, ModelReference) else None
-        if loader is not None:
-            found = _quantized_tensor(Path(loader.index.base_path))
+        if isinstance(model, ModelReference):
+            loader = LoaderCache().loaders.get(model)
+            # without a loader the path is that of a file (mergekit-pytorch)
+            found = _quantized_tensor(Path(loader.index.base_path if loader else model.model.path))
             if found:
                 raise YoyoError(
                     f"{model}: its weights are quantized ({found}). Their scales are separate "
@@ -47,12 +56,13 @@ def check_model_files(input_ids: Sequence[Hashable]) -> None:
 
 
 @cache
-def _quantized_tensor(folder: Path) -> str | None:
-    config = folder / "config.json"
+def _quantized_tensor(weights: Path) -> str | None:
+    config = weights / "config.json"
     settings = json.loads(config.read_text("utf-8")) if config.is_file() else {}
     if quantization := settings.get("quantization_config"):
         return f"quantization_config: {quantization.get('quant_method', 'unknown method')}"
-    for file in sorted(folder.glob("*.safetensors")):
+    one_file = weights.suffix == ".safetensors" and weights.is_file()
+    for file in [weights] if one_file else sorted(weights.glob("*.safetensors")):
         with safe_open(file, framework="pt") as tensors:
             for name in tensors.keys():  # noqa: SIM118
                 dtype = tensors.get_slice(name).get_dtype()
@@ -64,7 +74,7 @@ def _quantized_tensor(folder: Path) -> str | None:
 def check_task() -> None:
     """Refuse the tensor task that is asking, if mergekit would build it from the wrong inputs.
 
-    Raises YoyoError for a tensor that would get fewer models than its slice has, and for
+    Raises PlanError for a tensor that would get fewer models than its slice has, and for
     `center: anchor` where the anchor is missing. Does nothing for other callers.
     """
     from mergekit.merge_methods.task_adapter import ExecuteMergeMethodTask
@@ -80,7 +90,7 @@ def _check_all_models_gathered(task: Any) -> None:
     gathered = _gathered_weights(task)
     if gathered is None or len(gathered) >= len(task.model_order):
         return
-    raise YoyoError(
+    raise PlanError(
         f"{task.output_weight.name}: the last slice has {len(task.model_order)} sources and the "
         f"first one {len(gathered)}; mergekit would build this tensor from only "
         f"{', '.join(str(model) for model in gathered)}. {TWO_STAGES}"
@@ -92,15 +102,15 @@ def _check_anchor(task: Any) -> None:
         return
     name, base = task.output_weight.name, task.base_model
     if base is None:
-        raise YoyoError(f"{name}: center: anchor needs base_model, which is the anchor. Set it.")
+        raise PlanError(f"{name}: center: anchor needs base_model, which is the anchor. Set it.")
     if base not in task.model_order:
-        raise YoyoError(
+        raise PlanError(
             f"{name}: center: anchor needs {base} among the sources of its slice; "
             f"got {', '.join(str(model) for model in task.model_order)}. Add it to the slice, "
             "or choose another center for these layers."
         )
     if task.output_weight.optional and not _has_weight(task, base):
-        raise YoyoError(
+        raise PlanError(
             f"{name}: the anchor {base} lacks this optional tensor. Choose another center for it "
             f"with a filter: {{filter: {name.split('.')[-2]}, value: geometric_median}}."
         )

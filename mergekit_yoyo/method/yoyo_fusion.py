@@ -48,8 +48,8 @@ class YoyoFusion(GroupMergeMethod):  # type: ignore[misc]  # mergekit is not typ
     ) -> None:
         """mergekit's check of a slice or tensor, while planning and again before merging it.
 
-        Raises YoyoError for inputs that are quantized, for a head or norm that mergekit would
-        build from too few models, and for an anchor that is missing.
+        Raises YoyoError for inputs that are quantized, and PlanError for a head or norm that
+        mergekit would build from too few models and for an anchor that is missing.
         """
         super().validate_inputs(input_ids, base_id, group_name=group_name)
         check_model_files(input_ids)
@@ -58,7 +58,10 @@ class YoyoFusion(GroupMergeMethod):  # type: ignore[misc]  # mergekit is not typ
     def merge_group(self, group: TensorGroup, /, **parameters: Any) -> Tensor:
         """Merge one tensor. `parameters` are those of `PARAMETERS`, validated."""
         name = group.metadata.name or "tensor"
-        labels = [str(entry.id) for entry in group.entries]
+        labels = [
+            f"input {entry.id}" if isinstance(entry.id, int) else str(entry.id)
+            for entry in group.entries
+        ]
         anchor = None
         if parameters["center"] == "anchor" and len(labels) > 1:
             anchor = next((k for k, entry in enumerate(group.entries) if entry.is_base), None)
@@ -76,3 +79,11 @@ class YoyoFusion(GroupMergeMethod):  # type: ignore[misc]  # mergekit is not typ
 
 
 METHOD = YoyoFusion()
+
+
+def register() -> None:
+    """Make mergekit know the method. Harmless if it does already."""
+    from mergekit.merge_methods import registry
+
+    if METHOD.spec.name not in {method.spec.name for method in registry.registered_methods()}:
+        registry.register(METHOD)
