@@ -409,3 +409,18 @@ def test_inputs_that_cancel_leave_no_more_than_their_norm():
         for center in ("geometric_median", "coordinate_median"):
             result = fuse([first * x, second * x], center=center).tensor
             assert result.norm() <= max(abs(first), abs(second)) * x.norm()
+
+
+@pytest.mark.parametrize("size", [1.0, 10.0])
+@pytest.mark.parametrize("small", [0.0, 1e-4, 1e-3])
+@pytest.mark.parametrize("place", [0, 3])
+@pytest.mark.parametrize("center", ["geometric_median", "anchor"])
+def test_a_zero_or_tiny_input_among_large_ones(size, small, place, center):
+    """Norm weights have an RMS near 1: a small input scaled up to it must not bring noise along."""
+    tensors = [size * 50 * x for x in fine_tunes(4, 1e-3, (40, 50), dtype=torch.float64)]
+    tensors[place] = tensors[place] * small
+    options = {"center": center, "anchor": 1 if center == "anchor" else None}
+    expected = yoyo_fusion([x.numpy() for x in tensors], **options)
+    result = fuse(tensors, **options)
+    assert result.rank == expected.rank
+    assert relative_error(result.tensor, torch.from_numpy(expected.merge)) <= 1e-9

@@ -16,12 +16,12 @@ from torch import Tensor
 
 from mergekit_yoyo.algorithm.center import geometric_median
 from mergekit_yoyo.algorithm.options import Center
-from mergekit_yoyo.algorithm.robust import Array, median
+from mergekit_yoyo.algorithm.robust import Array
 from mergekit_yoyo.algorithm.streaming import difference_gram, median_gram, squared_norms
 
 ROUND_OFF = 1e-7  # singular values of a float64 Gram below this times the largest norm are noise
 SQUARE_ROUND_OFF = 1e-15  # of a squared norm, relative to the squares of what was added up
-MAX_PIVOT_RATIO = 2.0  # a pivot this much longer than the (lower) median input is replaced
+MAX_PIVOT_RATIO = 2.0  # a pivot this much longer than the shortest input is replaced
 
 
 @dataclass(frozen=True)
@@ -85,11 +85,13 @@ def _of_inputs(
 
     # step 1
     squares = np.diagonal(inputs @ gram @ inputs.T, axis1=1, axis2=2)
-    noise = _square_noise(np.broadcast_to(inputs, gram.shape), gram)
-    norms, rms, unit_scale = _scales(squares, tensors[0], eps, noise)
+    lost = squares <= _square_noise(np.broadcast_to(inputs, gram.shape), gram)
+    squares = np.where(lost, 0.0, squares)
+    norms, rms, unit_scale = _scales(squares, tensors[0], eps)
     if first_try and (better := _better_pivot(norms, pivot)) != pivot:
         return _of_inputs(tensors, anchor, eps, better)
-    units = unit_scale[:, :, None] * inputs
+    # an input lost in the round-off of the pivot counts as zero, not scaled up to unit size
+    units = np.where(lost[:, :, None], 0.0, unit_scale[:, :, None] * inputs)
 
     # the largest squared norm that entered the differences u_k - u_p sets the round-off
     largest = ((units - units[:, pivot : pivot + 1]) ** 2 * _diagonal(gram)[:, None]).max((1, 2))
@@ -126,13 +128,15 @@ def _of_inputs(
 
 def _around_median(tensors: Sequence[Tensor], eps: float) -> Span | None:
     count = len(tensors)
-    squares = squared_norms(tensors).cpu().numpy()
-    if not np.isfinite(squares).all():
+    # the scales of step 1 stay on the device, so that it is waited for only once
+    squares = squared_norms(tensors)
+    factors = 1.0 / ((squares / prod(tensors[0].shape[1:]) + eps).sqrt() + eps)
+    products = median_gram(tensors, factors).flatten(1)
+    fetched = torch.cat((products, squares), dim=1).cpu().numpy()
+    if not np.isfinite(fetched).all():
         return None
-    norms, rms, unit_scale = _scales(squares, tensors[0], eps)
-    gram = median_gram(tensors, unit_scale).cpu().numpy()
-    if not np.isfinite(gram).all():
-        return None
+    gram = fetched[:, :-count].reshape(-1, count + 1, count + 1)
+    norms, rms, unit_scale = _scales(fetched[:, -count:], tensors[0], eps)
     largest = _diagonal(gram)[:, 1:].max(1)
     basis = np.broadcast_to(np.eye(count + 1), (len(gram), count + 1, count + 1))
     identical = np.array(
@@ -159,28 +163,22 @@ def _around_median(tensors: Sequence[Tensor], eps: float) -> Span | None:
 
 
 def _better_pivot(norms: Array, pivot: int) -> int:
-    """The pivot, or another where it is far longer than most inputs.
+    """The pivot, or the shortest input where the pivot is far longer than that.
 
     Differences from an input of wrong scale are nothing but that input: the small ones between
     the others drown in their products. No fine-tune goes the second way, which is one pass more.
     """
-    usual = np.maximum(median(norms, 1, "lower"), np.finfo(float).tiny ** 0.5)  # norms are roots
-    ratio = norms / usual[:, None]
+    present = np.where(norms > 0.0, norms, np.inf)
+    shortest = np.min(present, axis=1, keepdims=True)
+    ratio = np.where(np.isfinite(shortest), present / shortest, 1.0)
     return pivot if ratio[:, pivot].max() <= MAX_PIVOT_RATIO else int(ratio.max(0).argmin())
 
 
-def _scales(
-    squares: Array, first: Tensor, eps: float, noise: Array | float = 0.0
-) -> tuple[Array, Array, Array]:
-    """Step 1: ||x_k||, r_k = sqrt(mean(x_k^2) + eps) and the factor 1 / (r_k + eps).
-
-    noise: the round-off of the squares. An input lost in it must not be scaled up to unit size.
-    """
-    count = prod(first.shape[1:])
+def _scales(squares: Array, first: Tensor, eps: float) -> tuple[Array, Array, Array]:
+    """Step 1: ||x_k||, r_k = sqrt(mean(x_k^2) + eps) and the factor 1 / (r_k + eps)."""
     squares = np.maximum(squares, 0.0)
-    rms = np.sqrt(squares / count + eps)
-    unit_scale = 1.0 / (np.sqrt(np.maximum(squares, noise) / count + eps) + eps)
-    return np.sqrt(squares), rms, unit_scale
+    rms = np.sqrt(squares / prod(first.shape[1:]) + eps)
+    return np.sqrt(squares), rms, 1.0 / (rms + eps)
 
 
 def _square_noise(rows: Array, gram: Array) -> Array:

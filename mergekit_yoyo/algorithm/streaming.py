@@ -144,15 +144,14 @@ def squared_norms(tensors: Sequence[Tensor]) -> Tensor:
     return norms
 
 
-def median_gram(tensors: Sequence[Tensor], scale: Array) -> Tensor:
-    """[B, K+1, K+1] float64 Gram matrix of m (row 0) and R_k = u_k - m, u_k = scale_k x_k.
+def median_gram(tensors: Sequence[Tensor], factors: Tensor) -> Tensor:
+    """[B, K+1, K+1] float64 Gram matrix of m (row 0) and R_k = u_k - m, u_k = factors_k x_k.
 
-    scale: [B, K] on the host; m is the coordinate-wise median of the u_k.
+    factors: [B, K] float64 on the device; m is the coordinate-wise median of the u_k.
     """
     tensors = flattened(tensors)
     first, k = tensors[0], len(tensors)
     scratch = _Scratch(2 * k + 3, first)
-    factors = torch.from_numpy(scale).to(first.device)
     gram = first.new_zeros((first.shape[0], k + 1, k + 1), dtype=torch.float64)
     for tile in tiles(first.shape, scratch.max_elements):
         rows = scratch.rows(first[tile].shape)
@@ -175,6 +174,7 @@ def weighted_sum(tensors: Sequence[Tensor], weights: Array, out: Tensor) -> None
     *tensors, out = flattened([*tensors, out])
     # one problem needs no row for products, but torch converts an input to one of its own
     scratch = _Scratch(1 if len(out) == 1 else 2, out, temporary=1)
+    on_device = torch.from_numpy(weights).to(out.device)
     for tile in tiles(out.shape, scratch.max_elements):
         target = out[tile]
         rows = scratch.rows(target.shape)
@@ -182,7 +182,7 @@ def weighted_sum(tensors: Sequence[Tensor], weights: Array, out: Tensor) -> None
             row[:, : prod(target.shape[1:])].view(target.shape) for row in (rows[0], rows[-1])
         )
         total.zero_()
-        _add_weighted(total, product, tensors, weights, tile)
+        _add_weighted(total, product, tensors, weights[tile[0]], on_device[tile[0]], tile)
         target.copy_(total)
 
 
@@ -202,6 +202,7 @@ def weighted_median_sum(
     scratch = _Scratch(2 * k + 3, out, temporary=1)
     factors = torch.from_numpy(scale).to(out.device)
     center_factor = torch.from_numpy(center_weight[:, None]).to(out.device)
+    on_device = torch.from_numpy(weights).to(out.device)
     for tile in tiles(out.shape, scratch.max_elements):
         target = out[tile]
         rows = scratch.rows(target.shape)
@@ -211,24 +212,30 @@ def weighted_median_sum(
         total, product = (
             row[:, : prod(target.shape[1:])].view(target.shape) for row in (rows[0], rows[1])
         )
-        _add_weighted(total, product, tensors, weights, tile)
+        _add_weighted(total, product, tensors, weights[tile[0]], on_device[tile[0]], tile)
         target.copy_(total)
 
 
 def _add_weighted(
-    total: Tensor, product: Tensor, tensors: Sequence[Tensor], weights: Array, tile: Tile
+    total: Tensor,
+    product: Tensor,
+    tensors: Sequence[Tensor],
+    weights: Array,
+    on_device: Tensor,
+    tile: Tile,
 ) -> None:
-    """total += sum_k weights_k x_k on one tile; `product` is scratch."""
-    rows = weights[tile[0]]
-    if len(rows) == 1:  # scalars on the host: the accumulator takes the input as it is
-        for x, weight in zip(tensors, rows[0].tolist(), strict=True):
+    """total += sum_k weights_k x_k on one tile; `product` is scratch.
+
+    weights: [g, K] of the tile's problems on the host, and the same on the device.
+    """
+    if len(weights) == 1:  # scalars: the accumulator takes the input as it is
+        for x, weight in zip(tensors, weights[0].tolist(), strict=True):
             if weight != 0.0:
                 total.add_(x[tile], alpha=weight)
         return
-    factors = torch.from_numpy(rows).to(total.device)
     for k, x in enumerate(tensors):
         product.copy_(x[tile])
-        total.add_(product.mul_(factors[:, k].view(-1, *[1] * (total.ndim - 1))))
+        total.add_(product.mul_(on_device[:, k].view(-1, *[1] * (total.ndim - 1))))
 
 
 def _load_scaled(units: Tensor, tensors: Sequence[Tensor], factors: Tensor, tile: Tile) -> None:
