@@ -145,8 +145,9 @@ def _fuse_problems(tensors: Sequence[Tensor], out: Tensor, settings: _Settings) 
         of_units = update + remaining_center[:, None] * span.center_weights
         coefficients = scale[:, None] * span.unit_scale * of_units
         weighted_sum(tensors, coefficients, out)
-    for problem in np.flatnonzero(span.identical):
-        out[problem].copy_(tensors[0][problem])
+    for problem in np.flatnonzero(agreed.rank == 0):
+        if all(torch.equal(x[problem], tensors[0][problem]) for x in tensors[1:]):
+            out[problem].copy_(tensors[0][problem])
 
     return Details(
         weights=agreed.weights,

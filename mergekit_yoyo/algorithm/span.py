@@ -1,8 +1,8 @@
 """Steps 1 to 3 in the span of the inputs: RMS, center and residuals as small matrices.
 
 With an anchor or a geometric median everything is a linear combination of the inputs: vectors are
-rows of coefficients in the basis x_p, x_k - x_p (pivot p), and the Gram matrix of that basis gives
-every inner product. With the coordinate-wise median the basis is m, R_1 .. R_K itself.
+rows of coefficients of the inputs (of x_p and x_k - x_p, pivot p, for float64), whose Gram matrix
+gives every inner product. With the coordinate-wise median the basis is m, R_1 .. R_K itself.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from torch import Tensor
 from mergekit_yoyo.algorithm.center import geometric_median
 from mergekit_yoyo.algorithm.options import Center
 from mergekit_yoyo.algorithm.robust import Array
-from mergekit_yoyo.algorithm.streaming import difference_gram, median_gram, squared_norms
+from mergekit_yoyo.algorithm.streaming import input_gram, median_gram, squared_norms
 
 ROUND_OFF = 1e-7  # singular values of a float64 Gram below this times the largest norm are noise
 SQUARE_ROUND_OFF = 1e-15  # of a squared norm, relative to the squares of what was added up
@@ -31,9 +31,8 @@ class Span:
     gram: [B, M, M] of the basis. center: [B, M] and residuals: [B, K, M], coefficients of m and
     R_k. rms, norms: [B, K], r_k and ||x_k||. unit_scale: [B, K], u_k = unit_scale_k x_k.
     center_weights: [B, K], m = sum_k center_weights_k u_k, or NaN. noise: [B], the singular value
-    of R at which round-off begins. identical: [B], all inputs alike. around_median: the basis is
-    m, R_1 .. R_K, and m no combination of the inputs. iterations, status: [B], of the geometric
-    median.
+    of R at which round-off begins. around_median: the basis is m, R_1 .. R_K, and m no combination
+    of the inputs. iterations, status: [B], of the geometric median.
     """
 
     gram: Array
@@ -44,7 +43,6 @@ class Span:
     unit_scale: Array
     center_weights: Array
     noise: Array
-    identical: NDArray[np.bool_]
     around_median: bool
     iterations: NDArray[np.int64]
     status: NDArray[np.str_]
@@ -76,26 +74,31 @@ def _of_inputs(
     tensors: Sequence[Tensor], anchor: int | None, eps: float, pivot: int | None = None
 ) -> Span | None:
     count, first_try = len(tensors), pivot is None
-    pivot = pivot or 0
-    gram = difference_gram(tensors, pivot).cpu().numpy()
+    if first_try and any(x.dtype == torch.float64 for x in tensors):
+        pivot = 0
+    gram = input_gram(tensors, pivot).cpu().numpy()
     if not np.isfinite(gram).all():
         return None
     inputs = np.eye(count)
-    inputs[:, pivot] = 1.0  # x_k = x_p + (x_k - x_p)
+    if pivot is not None:
+        inputs[:, pivot] = 1.0  # x_k = x_p + (x_k - x_p)
 
     # step 1
     squares = np.diagonal(inputs @ gram @ inputs.T, axis1=1, axis2=2)
-    lost = squares <= _square_noise(np.broadcast_to(inputs, gram.shape), gram)
-    squares = np.where(lost, 0.0, squares)
-    norms, rms, unit_scale = _scales(squares, tensors[0], eps)
-    if first_try and (better := _better_pivot(norms, pivot)) != pivot:
-        return _of_inputs(tensors, anchor, eps, better)
+    noise = _square_noise(np.broadcast_to(inputs, gram.shape), gram)
+    if first_try and pivot is not None:
+        better = _better_pivot(np.sqrt(np.maximum(squares, noise)), pivot)
+        if better != pivot:
+            return _of_inputs(tensors, anchor, eps, better)
+    lost = squares <= noise
+    norms, rms, unit_scale = _scales(np.where(lost, 0.0, squares), tensors[0], eps)
     # an input lost in the round-off of the pivot counts as zero, not scaled up to unit size
-    units = np.where(lost[:, :, None], 0.0, unit_scale[:, :, None] * inputs)
+    unit_scale = np.where(lost, 0.0, unit_scale)
+    units = unit_scale[:, :, None] * inputs
 
-    # the largest squared norm that entered the differences u_k - u_p sets the round-off
-    largest = ((units - units[:, pivot : pivot + 1]) ** 2 * _diagonal(gram)[:, None]).max((1, 2))
-    identical = np.delete(_diagonal(gram), pivot, axis=1).max(1) == 0
+    # the largest squared norm that entered the differences of the u_k sets the round-off
+    entered = units if pivot is None else units - units[:, pivot : pivot + 1]
+    largest = (entered**2 * _diagonal(gram)[:, None]).max((1, 2))
 
     # step 2
     iterations = np.zeros(len(gram), dtype=np.int64)
@@ -119,7 +122,6 @@ def _of_inputs(
         unit_scale=unit_scale,
         center_weights=weights,
         noise=ROUND_OFF * np.sqrt(largest),
-        identical=identical,
         around_median=False,
         iterations=iterations,
         status=status,
@@ -139,12 +141,6 @@ def _around_median(tensors: Sequence[Tensor], eps: float) -> Span | None:
     norms, rms, unit_scale = _scales(fetched[:, -count:], tensors[0], eps)
     largest = _diagonal(gram)[:, 1:].max(1)
     basis = np.broadcast_to(np.eye(count + 1), (len(gram), count + 1, count + 1))
-    identical = np.array(
-        [
-            largest[b] == 0 and all(torch.equal(x[b], tensors[0][b]) for x in tensors[1:])
-            for b in range(len(gram))
-        ]
-    )
     nothing = np.full((len(gram), count), np.nan)
     return Span(
         gram=gram,
@@ -155,7 +151,6 @@ def _around_median(tensors: Sequence[Tensor], eps: float) -> Span | None:
         unit_scale=unit_scale,
         center_weights=nothing,
         noise=ROUND_OFF * np.sqrt(largest),
-        identical=identical,
         around_median=True,
         iterations=np.zeros(len(gram), dtype=np.int64),
         status=np.full(len(gram), "direct"),
@@ -168,9 +163,8 @@ def _better_pivot(norms: Array, pivot: int) -> int:
     Differences from an input of wrong scale are nothing but that input: the small ones between
     the others drown in their products. No fine-tune goes the second way, which is one pass more.
     """
-    present = np.where(norms > 0.0, norms, np.inf)
-    shortest = np.min(present, axis=1, keepdims=True)
-    ratio = np.where(np.isfinite(shortest), present / shortest, 1.0)
+    shortest = np.maximum(norms.min(1, keepdims=True), np.finfo(float).tiny ** 0.5)
+    ratio = norms / shortest
     return pivot if ratio[:, pivot].max() <= MAX_PIVOT_RATIO else int(ratio.max(0).argmin())
 
 

@@ -4,7 +4,7 @@ Nothing of the size of a tensor is allocated but the result. Every function take
 [B, ...]: B independent problems of one shape (B = 1 for an ordinary tensor, the experts of a
 packed one), of any dtype and strides, and reads them tile by tile into a scratch buffer:
 
-- `difference_gram`: inner products of x_p and all x_k - x_p (pivot p),
+- `input_gram`: inner products of the inputs, or of x_p and all x_k - x_p (pivot p),
 - `squared_norms`: ||x_k||^2,
 - `median_gram`: inner products of the coordinate-wise median of the scaled inputs and of their
   residuals from it,
@@ -26,20 +26,18 @@ from mergekit_yoyo.algorithm.center import median_network
 from mergekit_yoyo.algorithm.robust import Array
 
 BLOCK = 1024  # elements in one matrix product; many of them make a batch
+HALVED_FROM = 5  # rows from which the symmetry of the products is worth a second call
 MIB = 2**20
 Tile = tuple[slice, ...]
 
 
 def scratch_bytes(device: torch.device) -> int:
-    """Scratch for one pass: 6 MiB a thread up to 48 MiB, then 3 MiB a thread; 256 MiB on a GPU.
+    """Scratch for one pass: 3 MiB a thread, 256 MiB on a GPU.
 
-    Each operation on a chunk then gives every thread enough to outweigh its start, and a chunk of
-    a few threads stays in the last-level cache.
+    Enough that an operation on a chunk outweighs the start of its threads, and little enough to
+    stay in cache and to cost few page faults.
     """
-    if device.type != "cpu":
-        return 256 * MIB
-    threads = torch.get_num_threads()
-    return max(min(6 * threads, 48), 3 * threads) * MIB
+    return (3 * torch.get_num_threads() if device.type == "cpu" else 256) * MIB
 
 
 def tiles(shape: Sequence[int], max_elements: int) -> Iterator[Tile]:
@@ -100,15 +98,25 @@ def _inner_products(rows: Tensor) -> Tensor:
     """[g, R, R] inner products of the rows [R, g, n]."""
     count, g, n = rows.shape
     blocks = rows.reshape(count, -1, min(BLOCK, n)).transpose(0, 1)
-    products = torch.bmm(blocks, blocks.transpose(1, 2))
-    return products.view(g, -1, count, count).sum(1)
+    half = count // 2 if count >= HALVED_FROM else count
+    left = torch.bmm(blocks, blocks[:, :half].transpose(1, 2))
+    products = left.view(g, -1, count, half).sum(1)
+    if half == count:
+        return products
+    # the matrix is symmetric: a quarter of it need not be computed
+    rest = torch.bmm(blocks[:, half:], blocks[:, half:].transpose(1, 2))
+    lower = torch.cat(
+        (products[:, half:].transpose(1, 2), rest.view(g, -1, *rest.shape[1:]).sum(1)), 1
+    )
+    return torch.cat((products, lower), dim=2)
 
 
-def difference_gram(tensors: Sequence[Tensor], pivot: int) -> Tensor:
-    """[B, K, K] float64 Gram matrix of x_p (row p) and x_k - x_p (the other rows).
+def input_gram(tensors: Sequence[Tensor], pivot: int | None) -> Tensor:
+    """[B, K, K] float64 Gram matrix of the x_k; with a pivot, of x_p (row p) and x_k - x_p.
 
-    Differences are taken before the products: a Gram of raw inputs would cancel for fine-tunes,
-    which differ by 1e-1 to 1e-4 of their norm.
+    Fine-tunes differ by 1e-1 to 1e-4 of their norm, so their distances cancel in a Gram of the
+    inputs to 1e-8 at worst, which is enough for inputs of single precision; for float64 ones
+    differences are taken first.
     """
     tensors = flattened(tensors)
     first = tensors[0]
@@ -120,9 +128,10 @@ def difference_gram(tensors: Sequence[Tensor], pivot: int) -> Tensor:
         n = prod(shape[1:])
         for k, x in enumerate(tensors):
             rows[k, :, :n].view(shape).copy_(x[tile])
-        for k in range(len(tensors)):
-            if k != pivot:
-                rows[k].sub_(rows[pivot])
+        if pivot is not None:
+            for k in range(len(tensors)):
+                if k != pivot:
+                    rows[k].sub_(rows[pivot])
         gram[tile[0]] += _inner_products(rows)
     return gram
 
