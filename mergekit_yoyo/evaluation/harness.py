@@ -8,9 +8,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from mergekit_yoyo.errors import YoyoError
+from mergekit_yoyo.errors import YoyoError, nearest
 from mergekit_yoyo.evaluation.model_folder import ModelFolder
-from mergekit_yoyo.scores.results import nearest
 
 
 def check_installed(folders: Sequence[ModelFolder]) -> None:

@@ -24,7 +24,7 @@ from mergekit_yoyo.evaluation.harness import (
 )
 from mergekit_yoyo.evaluation.model_folder import ModelFolder, open_model
 from mergekit_yoyo.evaluation.store import ResultStore
-from mergekit_yoyo.scores.results import SEVEN_TASKS
+from mergekit_yoyo.seven_tasks import SEVEN_TASKS
 
 Progress = Callable[[str], None]
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from mergekit_yoyo.scores.results import TEST_SET_SIZES, UNSTATED, ModelResult, TaskResult
+from mergekit_yoyo.scores.results import UNSTATED, ModelResult, TaskResult
 
 _TEMPLATE = {True: "applied", False: "not applied"}
 
@@ -45,11 +45,12 @@ def find_notes(tasks: Sequence[str], results: Sequence[ModelResult]) -> list[str
         whose = "" if len(computed) == len(results) else f" for {', '.join(computed)}"
         notes.append(f"standard errors computed from the number of items{whose}: none reported")
     for task in tasks:
-        counts = {r.tasks[task].items for r in results if task in r.tasks} - {None}
-        if len(counts) == 1 and (count := counts.pop()) != (
-            full := TEST_SET_SIZES.get(task, count)
-        ):
-            notes.append(f"{task}: {count} of {full} items")
+        rows = [result.tasks[task] for result in results if task in result.tasks]
+        parts = {(row.items, row.size) for row in rows if row.limited}
+        # Where the rows differ in their numbers of items, a warning says so.
+        if len(parts) == 1 and len({row.items for row in rows} - {None}) == 1:
+            count, size = parts.pop()
+            notes.append(f"{task}: {count} of {size} items")
     return notes
 
 

@@ -13,15 +13,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mergekit_yoyo.errors import YoyoError
+from mergekit_yoyo.errors import YoyoError, nearest
 from mergekit_yoyo.scores.results import (
-    TEST_SET_SIZES,
     UNSTATED,
     ModelResult,
     Score,
     TaskResult,
-    nearest,
 )
+from mergekit_yoyo.seven_tasks import BENCHMARKS
 
 # eval_MODEL_VERSION[_SHOTS]_TASKS, the version being lm-eval's
 _MLX_NAME = re.compile(r"eval_(?P<model>.+)_\d+\.\d+\.\d+[^_]*(_\d\d+)?_.+")
@@ -149,12 +148,13 @@ def _tasks(path: Path, data: dict[str, Any]) -> dict[str, TaskResult]:
         if not scores or task in inside:
             continue
         better = (data.get("higher_is_better") or {}).get(task) or {}
-        counts = (data.get("n-samples") or {}).get(task) or {}
+        items, size = _counts(task, data)
         version = (data.get("versions") or {}).get(task)
         samples = path.with_name(path.stem.replace("results_", f"samples_{task}_", 1) + ".jsonl")
         results[task] = TaskResult(
             metrics=scores,
-            items=counts.get("effective") or data["results"][task].get("sample_len"),
+            items=items,
+            size=size,
             version=None if version is None else str(version),
             shots=(data.get("n-shot") or {}).get(task),
             lower_is_better=frozenset(
@@ -166,6 +166,20 @@ def _tasks(path: Path, data: dict[str, Any]) -> dict[str, TaskResult]:
     if not results:
         raise YoyoError(f"{path}: no scores in this result file")
     return results
+
+
+def _counts(task: str, data: dict[str, Any]) -> tuple[int | None, int | None]:
+    """How many items of `task` were scored, and how many it has; a group has those of its tasks."""
+    if members := (data.get("group_subtasks") or {}).get(task):
+        counts = [_counts(member, data) for member in members]
+        items = [scored for scored, _ in counts if scored is not None]
+        sizes = [size for _, size in counts if size is not None]
+        whole = len(items) == len(sizes) == len(members)
+        return (sum(items), sum(sizes)) if whole else (None, None)
+    counted = (data.get("n-samples") or {}).get(task) or {}
+    scored = counted.get("effective") or data["results"].get(task, {}).get("sample_len")
+    benchmark = BENCHMARKS.get(task)
+    return scored, counted.get("original") or (benchmark.items if benchmark else None)
 
 
 def _metrics(path: Path, task: str, entry: object) -> dict[str, Score]:
@@ -222,7 +236,9 @@ def _read_markdown(path: Path, text: str) -> list[ModelResult]:
                 )
             stderr = float(match["stderr"]) if match["stderr"] else None
             score = Score(float(match["value"]), stderr)
-            tasks[task] = TaskResult({UNSTATED: score}, items=TEST_SET_SIZES.get(task))
+            benchmark = BENCHMARKS.get(task)
+            items = benchmark.items if benchmark else None
+            tasks[task] = TaskResult({UNSTATED: score}, items=items, size=items)
         results.append(ModelResult(cells[0].strip("*` "), path, tasks))
     return results
 

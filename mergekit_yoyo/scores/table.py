@@ -7,10 +7,11 @@ their difference. Everything that makes rows not comparable stands in the table 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from mergekit_yoyo.errors import YoyoError
+from mergekit_yoyo.errors import YoyoError, nearest
 from mergekit_yoyo.scores.comparability import find_notes, find_warnings
-from mergekit_yoyo.scores.results import SEVEN_TASKS, UNSTATED, ModelResult, nearest
+from mergekit_yoyo.scores.results import UNSTATED, ModelResult
 from mergekit_yoyo.scores.statistics import Difference, difference, mean_of, score_stderr
+from mergekit_yoyo.seven_tasks import SEVEN_TASKS
 
 # Length-normalized accuracy where the task has it: the metric of the published tables.
 _PREFERRED = ("acc_norm", "acc")
@@ -144,6 +145,11 @@ def _column(task: str, results: Sequence[ModelResult], wanted: str | None) -> Co
         if task in result.tasks and UNSTATED not in result.tasks[task].metrics
     ]
     if not stated:
+        if wanted is not None:
+            raise YoyoError(
+                f"--metric {task}={wanted}: no result states the metric of {task}, so none can be "
+                "chosen. Leave this out."
+            )
         return Column(task, UNSTATED)
     available = [set(result.tasks[task].metrics) for result in stated]
     common = set.intersection(*available)
