@@ -232,6 +232,62 @@ def test_computed_errors_are_the_harness_s_own(tmp_path):
     assert computed == pytest.approx(score_stderr(reported, "acc_norm"), rel=1e-12)
 
 
+def test_errors_are_said_to_be_computed_only_if_they_are_shown(tmp_path):
+    def note(result):
+        notes = build_table(read_results([result]), metrics={"boolq": "acc"}).notes
+        return any("computed" in note for note in notes)
+
+    items = {"boolq": answers(40, 0.5, 1)}
+    file = write_result(tmp_path / "a", items, metrics=["acc", "f1"])
+    data = json.loads(file.read_text())
+    for metric, expected in (("f1", False), ("acc", True)):
+        data["results"]["boolq"][f"{metric}_stderr,none"] = "N/A"
+        file.write_text(json.dumps(data))
+        assert note(file) == expected
+
+
+def test_a_difference_of_unknown_error_is_unknown(tmp_path):
+    files = [
+        write_result(
+            tmp_path / name,
+            {"wiki": [20.0, 30.0], "boolq": [0.0, 1.0]},
+            metrics=["bits"],
+            samples=False,
+        )
+        for name in ("a", "b")
+    ]
+    for file in files:
+        data = json.loads(file.read_text())
+        data["results"]["wiki"]["bits_stderr,none"] = "N/A"
+        file.write_text(json.dumps(data))
+    said = scores(*files, "--compare", "a", "b").output
+    assert "on no task; unknown on wiki: no standard error" in said
+    said = scores(*files, "--compare", "a", "b", "--tasks", "wiki").output
+    assert "whether a and b differ is unknown" in said
+
+
+def test_its_own_markdown_is_read_back(tmp_path):
+    quantized = {"config": {"quantization": {"label": "4-bit g64"}}}
+    items = {"arc_easy": answers(50, 0.5, 1), "boolq": answers(50, 0.8, 2)}
+    files = [write_result(tmp_path / "odd_*|name", items, **quantized)]
+    files.append(write_result(tmp_path / "b", {"arc_easy": answers(50, 0.9, 3)}))
+    wiki = {"wiki": [24.0, 25.0, 29.0]}
+    write_result(tmp_path / "w", wiki, metrics=["word_perplexity"], lower_is_better=True)
+    for paths in (files, [tmp_path / "w"]):
+        before = build_table(read_results(paths))
+        text = render_markdown(before)
+        (tmp_path / "t.md").write_text(text)
+        after = build_table(read_results([tmp_path / "t.md"]))
+        assert after.columns == before.columns
+        assert render_markdown(after).split("\n\n")[0] == text.split("\n\n")[0]
+
+
+@pytest.mark.parametrize("model", [".", "..", "./"])
+def test_a_model_run_from_inside_its_folder_has_the_name_of_the_results(tmp_path, model):
+    file = write_result(tmp_path / "mine", {"boolq": [0.0, 1.0]}, model_name=model)
+    assert read_results([file])[0].name == "mine"
+
+
 # --- columns, rows, warnings ----------------------------------------------------------------------
 
 
@@ -604,6 +660,7 @@ def test_flipped_items_are_written_on_request(tmp_path):
         (["other.json"], "other.json: not a result file; expected lm-eval's JSON"),
         (["hollow.json"], "hollow.json: no scores in this result file"),
         (["nan.json"], "nan.json: task boolq: acc is nan, not a finite number"),
+        (["date.json"], "date.json: date: expected seconds since 1970; got 'today'"),
         (["prose.md"], "prose.md: no table; expected a header"),
         (["percent.md"], "percent.md: a, boolq: expected a fraction such as 0.533; got '53.3'"),
         (["short.md"], "expected 3 cells; got 2"),
@@ -645,6 +702,7 @@ def test_bad_input_gives_a_sentence(tmp_path, monkeypatch, arguments, expected):
         "other.json": '{"model_type": "llama"}',
         "hollow.json": '{"results": {}}',
         "nan.json": '{"results": {"boolq": {"acc,none": NaN}}}',
+        "date.json": '{"results": {"boolq": {"acc,none": 0.5}}, "date": "today"}',
         "prose.md": "# Title\n\nNo table here.\n",
         "percent.md": "| model | boolq |\n|---|---|\n| a | 53.3 |\n",
         "t.md": "| model | boolq |\n|---|---|\n| a | 0.5 |\n",

@@ -2,7 +2,7 @@
 
 Three kinds of input: the JSON of `mergekit-yoyo evaluate` and of plain `lm_eval` (the same format),
 the bare file of `mlx_lm.evaluate` (only the harness's `results`: no model name, no versions) and a
-Markdown table of scores, as cards publish them (no setup at all).
+Markdown table of scores, as cards publish them (see `markdown`).
 """
 
 import json
@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from mergekit_yoyo.errors import YoyoError, nearest
+from mergekit_yoyo.scores.markdown import read_markdown
 from mergekit_yoyo.scores.results import (
-    UNSTATED,
     ModelResult,
     Score,
     TaskResult,
@@ -24,7 +24,6 @@ from mergekit_yoyo.seven_tasks import BENCHMARKS
 
 # eval_MODEL_VERSION[_SHOTS]_TASKS, the version being lm-eval's
 _MLX_NAME = re.compile(r"eval_(?P<model>.+)_\d+\.\d+\.\d+[^_]*(_\d\d+)?_.+")
-_NUMBER = re.compile(r"[*_\s]*(?P<value>\d*\.?\d+)(\s*±\s*(?P<stderr>\d*\.?\d+))?[*_\s]*")
 
 
 def read_results(
@@ -90,7 +89,7 @@ def _read(path: Path) -> list[ModelResult]:
     except (UnicodeDecodeError, OSError) as error:
         raise YoyoError(f"{path}: not a result file (not readable as text: {error})") from error
     if path.suffix == ".md":
-        return _read_markdown(path, text)
+        return read_markdown(path, text)
     try:
         data = json.loads(text)
     except json.JSONDecodeError as error:
@@ -118,15 +117,21 @@ def _read_harness(path: Path, data: dict[str, Any]) -> ModelResult:
     quantization = config.get("quantization") or {}
     # The template that was applied, null for none; very old files have no such key.
     chat_template = bool(data["chat_template"]) if "chat_template" in data else None
+    date = data.get("date") or 0.0
+    if not isinstance(date, int | float):
+        raise YoyoError(f"{path}: date: expected seconds since 1970; got {date!r}.")
+    name = Path(model).name if model else ""
+    if name in {"", ".", ".."}:  # of the folder that it was run in, which is not recorded
+        name = path.resolve().parent.name
     return ModelResult(
-        name=Path(model).name if model else path.parent.name,
+        name=name,
         source=path,
         tasks=_tasks(path, data),
         model=model,
         quantization=quantization.get("label"),
         chat_template=chat_template,
         harness=data.get("lm_eval_version"),
-        date=float(data.get("date") or 0.0),
+        date=float(date),
     )
 
 
@@ -205,46 +210,6 @@ def _dataset(config: Mapping[str, Any]) -> tuple[str, str | None, str | None] | 
         return None
     split = config.get("test_split") or config.get("validation_split")
     return config["dataset_path"], config.get("dataset_name"), split
-
-
-def _read_markdown(path: Path, text: str) -> list[ModelResult]:
-    """The first table of a Markdown file: a column of model names, then one column a task."""
-    lines = [line.strip() for line in text.splitlines()]
-    starts = [
-        index
-        for index, line in enumerate(lines[:-1])
-        if line.startswith("|") and re.fullmatch(r"\|[\s:|-]*-[\s:|-]*", lines[index + 1])
-    ]
-    if not starts:
-        raise YoyoError(f"{path}: no table; expected a header `| model | task | ... |` and rows")
-    header = _cells(lines[starts[0]])
-    results = []
-    for line in lines[starts[0] + 2 :]:
-        if not line.startswith("|"):
-            break
-        cells = _cells(line)
-        if len(cells) != len(header):
-            raise YoyoError(f"{path}: row {line!r}: expected {len(header)} cells; got {len(cells)}")
-        tasks = {}
-        for task, cell in zip(header[1:], cells[1:], strict=True):
-            if cell in {"", "-", "—"}:
-                continue
-            match = _NUMBER.fullmatch(cell)
-            if not match or float(match["value"]) > 1:
-                raise YoyoError(
-                    f"{path}: {cells[0]}, {task}: expected a fraction such as 0.533; got {cell!r}"
-                )
-            stderr = float(match["stderr"]) if match["stderr"] else None
-            score = Score(float(match["value"]), stderr)
-            benchmark = BENCHMARKS.get(task)
-            items = benchmark.items if benchmark else None
-            tasks[task] = TaskResult({UNSTATED: score}, items=items, size=items)
-        results.append(ModelResult(cells[0].strip("*` "), path, tasks))
-    return results
-
-
-def _cells(line: str) -> list[str]:
-    return [cell.strip() for cell in line.strip("|").split("|")]
 
 
 def _merge(first: ModelResult, second: ModelResult) -> ModelResult:

@@ -104,7 +104,7 @@ def build_table(
         mean = _mark(row, _mean(row, columns), top_mean) if row in complete else None
         rows.append(Row(result, cells, mean))
     shown_tasks = [column.task for column in columns]
-    notes = find_notes(shown_tasks, results) + _pairing(tops)
+    notes = find_notes({c.task: c.metric for c in columns}, results) + _pairing(tops)
     return Table(columns, rows, find_warnings(shown_tasks, results), notes)
 
 
