@@ -50,7 +50,7 @@ def read_results(
             found.extend(_read(path))
     if not found:
         raise YoyoError(
-            "no result files given: expected results of evaluate or lm_eval, or a table"
+            "no result files given: expected results of evaluate or lm_eval, or a table."
         )
     renamed = dict(names or {})
     used = set()
@@ -79,21 +79,21 @@ def _read(path: Path) -> list[ModelResult]:
         if not files:
             raise YoyoError(
                 f"{path}: no result file in this folder; expected results_*.json (evaluate, "
-                "lm_eval) or eval_* (mlx_lm.evaluate)"
+                "lm_eval) or eval_* (mlx_lm.evaluate)."
             )
         return [result for file in files for result in _read(file)]
     if not path.exists():
-        raise YoyoError(f"{path}: no such file or folder")
+        raise YoyoError(f"{path}: no such file or folder.")
     try:
         text = path.read_text(encoding="utf-8")
     except (UnicodeDecodeError, OSError) as error:
-        raise YoyoError(f"{path}: not a result file (not readable as text: {error})") from error
+        raise YoyoError(f"{path}: not a result file (not readable as text: {error}).") from error
     if path.suffix == ".md":
         return read_markdown(path, text)
     try:
         data = json.loads(text)
     except json.JSONDecodeError as error:
-        raise YoyoError(f"{path}: not a result file (not JSON: {error})") from error
+        raise YoyoError(f"{path}: not a result file (not JSON: {error}).") from error
     if isinstance(data, dict) and isinstance(data.get("results"), dict):
         return [_read_harness(path, data)]
     if isinstance(data, dict) and data and all(_is_task_entry(entry) for entry in data.values()):
@@ -103,7 +103,7 @@ def _read(path: Path) -> list[ModelResult]:
         return [ModelResult(name, path, _tasks(path, {"results": data}))]
     raise YoyoError(
         f"{path}: not a result file; expected lm-eval's JSON (with `results`), a file of "
-        "mlx_lm.evaluate, or a Markdown table of scores (.md)"
+        "mlx_lm.evaluate, or a Markdown table of scores (.md)."
     )
 
 
@@ -169,7 +169,7 @@ def _tasks(path: Path, data: dict[str, Any]) -> dict[str, TaskResult]:
             samples=samples if samples.exists() else None,
         )
     if not results:
-        raise YoyoError(f"{path}: no scores in this result file")
+        raise YoyoError(f"{path}: no scores in this result file.")
     return results
 
 
@@ -189,14 +189,14 @@ def _counts(task: str, data: dict[str, Any]) -> tuple[int | None, int | None]:
 
 def _metrics(path: Path, task: str, entry: object) -> dict[str, Score]:
     if not isinstance(entry, dict):
-        raise YoyoError(f"{path}: task {task}: expected metrics by name; got {entry!r}")
+        raise YoyoError(f"{path}: task {task}: expected metrics by name; got {entry!r}.")
     scores = {}
     for key, value in entry.items():
         metric, comma, filter_name = key.partition(",")
         if not comma or metric.endswith("_stderr") or not isinstance(value, int | float):
             continue
         if not math.isfinite(value):
-            raise YoyoError(f"{path}: task {task}: {metric} is {value}, not a finite number")
+            raise YoyoError(f"{path}: task {task}: {metric} is {value}, not a finite number.")
         stderr = entry.get(f"{metric}_stderr,{filter_name}")
         if not isinstance(stderr, int | float) or not math.isfinite(stderr):
             stderr = None  # the harness writes "N/A" where it has no formula
@@ -222,13 +222,13 @@ def _merge(first: ModelResult, second: ModelResult) -> ModelResult:
         if a != b:
             raise YoyoError(
                 f"{first.source} and {second.source} are both named {first.name} but differ in "
-                f"their {what} ({a} and {b}). Name one with --name {second.source}=NEW"
+                f"their {what} ({a} and {b}). Name one with --name {second.source}=NEW."
             )
     older, newer = sorted((first, second), key=lambda result: result.date)
     if older.date == newer.date and (shared := older.tasks.keys() & newer.tasks.keys()):
         raise YoyoError(
             f"{first.source} and {second.source} are both named {first.name} and both have "
             f"{', '.join(sorted(shared))}; neither says which is newer. "
-            f"Name one with --name {second.source}=NEW"
+            f"Name one with --name {second.source}=NEW."
         )
     return replace(newer, tasks={**older.tasks, **newer.tasks})

@@ -139,8 +139,8 @@ def read_samples(path: Path, metric: str) -> Iterator[dict[str, Any]]:
             try:
                 sample = json.loads(line)
             except json.JSONDecodeError as error:
-                raise YoyoError(f"{path}, line {number}: not JSON ({error})") from error
+                raise YoyoError(f"{path}, line {number}: not JSON ({error}).") from error
             if not isinstance(sample, dict) or "doc_id" not in sample:
-                raise YoyoError(f"{path}, line {number}: not a sample of lm-eval (no doc_id)")
+                raise YoyoError(f"{path}, line {number}: not a sample of lm-eval (no doc_id).")
             if sample.get("filter", "none") == wanted:
                 yield sample

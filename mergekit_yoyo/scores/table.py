@@ -158,7 +158,7 @@ def _column(task: str, results: Sequence[ModelResult], wanted: str | None) -> Co
             if wanted not in has:
                 raise YoyoError(
                     f"{result.source}: task {task} has no metric {wanted}; it has "
-                    f"{', '.join(sorted(has))}"
+                    f"{', '.join(sorted(has))}."
                 )
         metric = wanted
     else:
@@ -167,7 +167,7 @@ def _column(task: str, results: Sequence[ModelResult], wanted: str | None) -> Co
             raise YoyoError(
                 f"task {task}: no metric to show by itself: the results have "
                 f"{', '.join(sorted(set.union(*available)))}. Choose one that all of them have: "
-                f"--metric {task}=METRIC"
+                f"--metric {task}=METRIC."
             )
         metric = choices[0]
     lower = any(metric in result.tasks[task].lower_is_better for result in stated)
