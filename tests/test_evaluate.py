@@ -289,6 +289,7 @@ def test_the_chat_template_is_applied_by_both_backends_or_by_none(evaluated):
         (["./german", "--tasks", "broken"], "task broken: its data could not be loaded"),
         (["./german", "./mute"], "./mute: no tokenizer (tokenizer.json, "),
         (["./garbled"], "./garbled: transformers cannot load this model: "),
+        (["./german", "--out", "tasks/next_code.jsonl/x"], "x/german: cannot be written, because"),
         (["a/b/c"], "a/b/c: no such folder, and not a name on the Hub."),
     ],
 )

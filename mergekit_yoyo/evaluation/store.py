@@ -5,6 +5,7 @@ the tasks it finished, and the next run goes on from there.
 """
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -37,10 +38,14 @@ class ResultStore:
         restart: do not go on from earlier results; they are removed when there are new ones.
 
     Raises:
-        YoyoError: earlier results of another setup, or files that are not one result.
+        YoyoError: `folder` cannot be made or written, earlier results of another setup, or files
+            that are not one result.
     """
 
     def __init__(self, folder: Path, setup: Mapping[str, Any], *, restart: bool) -> None:
+        there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        if not there.is_dir() or not os.access(there, os.W_OK):
+            raise YoyoError(f"{folder}: cannot be written, because {there} cannot. Choose --out.")
         earlier = sorted(folder.glob("results_*.json"))
         self._outdated: list[Path] = []
         if restart:
