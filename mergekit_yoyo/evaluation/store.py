@@ -45,7 +45,9 @@ class ResultStore:
     def __init__(self, folder: Path, setup: Mapping[str, Any], *, restart: bool) -> None:
         there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
         if not there.is_dir() or not os.access(there, os.W_OK):
-            raise YoyoError(f"{folder}: cannot be written, because {there} cannot. Choose --out.")
+            raise YoyoError(
+                f"{folder}: cannot be written, because {there} cannot. Give another --out."
+            )
         earlier = sorted(folder.glob("results_*.json"))
         self._outdated: list[Path] = []
         if restart:
