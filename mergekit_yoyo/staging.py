@@ -6,8 +6,8 @@ A crash, an exception or Ctrl-C leaves the target as it was; nothing half-writte
 import errno
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from mergekit_yoyo.errors import YoyoError
@@ -99,3 +99,28 @@ def _move_into_place(staging: Path, target: Path) -> None:
         aside.rename(target)
         raise
     shutil.rmtree(aside)
+
+
+def write_files(files: Mapping[Path, bytes]) -> None:
+    """Write all of `files` or none: each beside its place, then all renamed into place.
+
+    Args:
+        files: content by path; a missing folder is made, not its parents.
+
+    Raises:
+        YoyoError: one of them cannot be written.
+    """
+    unfinished = {path: path.with_name(f".{path.name}.unfinished") for path in files}
+    path = Path()
+    try:
+        for path, content in files.items():
+            path.parent.mkdir(exist_ok=True)
+            unfinished[path].write_bytes(content)
+        for path, beside in unfinished.items():
+            beside.replace(path)
+    except OSError as error:
+        raise YoyoError(f"{path}: cannot be written ({error.strerror}).") from None
+    finally:
+        for beside in unfinished.values():
+            with suppress(OSError):
+                beside.unlink(missing_ok=True)

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from finish_hub import serve
 from scores_fixtures import EXPERTS, ITEMS, TASKS, environment, expert_in_float32, run, write_tasks
 
 from mergekit_yoyo.cli import main
@@ -286,6 +287,10 @@ def test_the_chat_template_is_applied_by_both_backends_or_by_none(evaluated):
         ([str(EXPERTS / "code"), "--apply-chat-template"], "code: --apply-chat-template, but it"),
         (["./german", "./tasks/../german"], "two models are named german"),
         (["./german", "--tasks", "broken"], "task broken: its data could not be loaded"),
+        (["./german", "./mute"], "./mute: no tokenizer (tokenizer.json, "),
+        (["./garbled"], "./garbled: transformers cannot load this model: "),
+        (["./german", "--out", "tasks/next_code.jsonl/x"], "x/german: cannot be written, because"),
+        (["a/b/c"], "a/b/c: no such folder, and not a name on the Hub."),
     ],
 )
 def test_bad_input_gives_a_sentence_and_writes_nothing(place, arguments, expected):
@@ -295,6 +300,10 @@ def test_bad_input_gives_a_sentence_and_writes_nothing(place, arguments, expecte
         .replace("task: next_code", "task: broken")
         .replace("next_code.jsonl", "missing.jsonl")
     )
+    for name in ("mute", "garbled"):
+        shutil.copytree(place / "german", place / name, dirs_exist_ok=True)
+    (place / "mute" / "tokenizer.json").unlink()
+    (place / "garbled" / "tokenizer.json").write_text("{}")
     options = ["--tasks", "next_german", "--include-path", "tasks", "--out", "unwritten"]
     result = CliRunner().invoke(main, ["evaluate", *options, *arguments])
     (place / "tasks" / "broken.yaml").unlink()
@@ -344,3 +353,34 @@ def test_the_fingerprint_tells_two_exports_apart_and_names_are_as_given(place, m
     assert open_model(".").name == "german"
     monkeypatch.chdir(place)
     assert open_model("./german").fingerprint == open_model(str(place / "german")).fingerprint
+
+
+def test_of_a_hub_model_only_what_is_loaded_is_fetched(place, tmp_path):
+    repo = tmp_path / "repo"
+    shutil.copytree(EXPERTS / "german", repo)
+    for name in ("model.gguf", "model.onnx", "consolidated.safetensors", "pytorch_model.bin"):
+        (repo / name).write_bytes(b"x")
+    probe = (
+        "from mergekit_yoyo.evaluation.model_folder import open_model\n"
+        "from mergekit_yoyo.errors import YoyoError\n"
+        "folder = open_model('tiny/moe')\n"
+        "print(*sorted(path.name for path in folder.path.iterdir()))\n"
+        "print(folder.name)\n"
+        "try: open_model('gpt2')\n"
+        "except YoyoError as error: print(error)"
+    )
+    with serve(repo) as (address, requests):
+        done = subprocess.run(
+            [sys.executable, "-c", probe],
+            env=environment(tmp_path / "hf") | {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": address},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 0, done.stderr
+    files, name, refused = done.stdout.splitlines()
+    expected = "config.json generation_config.json model.safetensors tokenizer.json"
+    assert (files, name) == (f"{expected} tokenizer_config.json", "moe")
+    # A name without a slash is one of the Hub too.
+    assert any("/api/models/gpt2" in request for request in requests)
+    assert refused.startswith("gpt2: no such folder here, and the Hub did not give it (")

@@ -16,11 +16,11 @@ ALLOWED = {
     "card": {"card", "errors"},
     "finish": {"finish", "card", "staging", "errors", "mergekit", "transformers"},
     "mlx": {"mlx", "finish", "card", "staging", "errors", "mlx_lm", "transformers"},
-    "scores": {"scores", "card", "staging", "errors"},
+    "scores": {"scores", "card", "staging", "seven_tasks", "errors"},
     "evaluation": {
         "evaluation",
-        "scores",
         "staging",
+        "seven_tasks",
         "errors",
         "lm_eval",
         "mlx_lm",

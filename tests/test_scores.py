@@ -23,8 +23,8 @@ from mergekit_yoyo.scores import (
     compare,
     read_results,
     render_markdown,
+    render_png,
     write_card,
-    write_png,
 )
 from mergekit_yoyo.scores.statistics import difference, score_stderr
 
@@ -232,6 +232,62 @@ def test_computed_errors_are_the_harness_s_own(tmp_path):
     assert computed == pytest.approx(score_stderr(reported, "acc_norm"), rel=1e-12)
 
 
+def test_errors_are_said_to_be_computed_only_if_they_are_shown(tmp_path):
+    def note(result):
+        notes = build_table(read_results([result]), metrics={"boolq": "acc"}).notes
+        return any("computed" in note for note in notes)
+
+    items = {"boolq": answers(40, 0.5, 1)}
+    file = write_result(tmp_path / "a", items, metrics=["acc", "f1"])
+    data = json.loads(file.read_text())
+    for metric, expected in (("f1", False), ("acc", True)):
+        data["results"]["boolq"][f"{metric}_stderr,none"] = "N/A"
+        file.write_text(json.dumps(data))
+        assert note(file) == expected
+
+
+def test_a_difference_of_unknown_error_is_unknown(tmp_path):
+    files = [
+        write_result(
+            tmp_path / name,
+            {"wiki": [20.0, 30.0], "boolq": [0.0, 1.0]},
+            metrics=["bits"],
+            samples=False,
+        )
+        for name in ("a", "b")
+    ]
+    for file in files:
+        data = json.loads(file.read_text())
+        data["results"]["wiki"]["bits_stderr,none"] = "N/A"
+        file.write_text(json.dumps(data))
+    said = scores(*files, "--compare", "a", "b").output
+    assert "on no task; unknown on wiki: no standard error" in said
+    said = scores(*files, "--compare", "a", "b", "--tasks", "wiki").output
+    assert "whether a and b differ is unknown" in said
+
+
+def test_its_own_markdown_is_read_back(tmp_path):
+    quantized = {"config": {"quantization": {"label": "4-bit g64"}}}
+    items = {"arc_easy": answers(50, 0.5, 1), "boolq": answers(50, 0.8, 2)}
+    files = [write_result(tmp_path / "odd_*|name", items, **quantized)]
+    files.append(write_result(tmp_path / "b", {"arc_easy": answers(50, 0.9, 3)}))
+    wiki = {"wiki": [24.0, 25.0, 29.0]}
+    write_result(tmp_path / "w", wiki, metrics=["word_perplexity"], lower_is_better=True)
+    for paths in (files, [tmp_path / "w"]):
+        before = build_table(read_results(paths))
+        text = render_markdown(before)
+        (tmp_path / "t.md").write_text(text)
+        after = build_table(read_results([tmp_path / "t.md"]))
+        assert after.columns == before.columns
+        assert render_markdown(after).split("\n\n")[0] == text.split("\n\n")[0]
+
+
+@pytest.mark.parametrize("model", [".", "..", "./"])
+def test_a_model_run_from_inside_its_folder_has_the_name_of_the_results(tmp_path, model):
+    file = write_result(tmp_path / "mine", {"boolq": [0.0, 1.0]}, model_name=model)
+    assert read_results([file])[0].name == "mine"
+
+
 # --- columns, rows, warnings ----------------------------------------------------------------------
 
 
@@ -401,7 +457,7 @@ def test_png_has_a_green_dot_for_the_marked_only(tmp_path):
             for name, items in (("a", a), ("b", flipped(a, up=lead)))
         ]
         path = tmp_path / f"{lead}.png"
-        write_png(build_table(read_results(files)), path)
+        path.write_bytes(render_png(build_table(read_results(files))))
         red, greens, blue = (imread(path)[:, :, channel] for channel in range(3))
         assert red.shape[0] > 200
         green[lead] = int(((greens - red > 0.3) & (greens - blue > 0.1)).sum())
@@ -494,6 +550,85 @@ def test_card_of_a_published_row_has_the_table_but_claims_no_metric(tmp_path):
     assert "model-index" not in text
 
 
+def test_a_part_of_a_task_is_not_published_as_its_score(tmp_path):
+    model = tmp_path / "mine"
+    model.mkdir()
+    file = write_result(
+        tmp_path / "s" / "mine",
+        {"arc_easy": answers(10, 0.6, 1), "boolq": answers(3270, 0.5, 2), "gsm8k": [1.0, 0.0]},
+        configs={"gsm8k": {"dataset_path": "openai/gsm8k", "dataset_name": "main"}},
+    )
+    data = json.loads(file.read_text())
+    data["n-samples"]["gsm8k"] = {"original": 1319, "effective": 2}
+    file.write_text(json.dumps(data))
+    result = scores(file, "--card", model, "--eval-results")
+    assert result.exit_code == 0, result.output
+    assert "arc_easy: 10 of 2376 items: not in the metadata" in result.output
+    assert "gsm8k: 2 of 1319 items: not in the metadata" in result.output
+    text = (model / "README.md").read_text()
+    assert [entry.dataset_type for entry in ModelCard(text).data.eval_results] == ["aps/super_glue"]
+    assert [path.name for path in (model / ".eval_results").iterdir()] == ["boolq.yaml"]
+    assert "arc\\_easy: 10 of 2376 items" in text
+
+    # A group is a part if its tasks are, at any depth.
+    data["results"]["all"] = data["results"]["gsm8k"]
+    data["group_subtasks"] = {"all": ["boolq", "math"], "math": ["gsm8k"]}
+    file.write_text(json.dumps(data))
+    group = read_results([file])[0].tasks["all"]
+    assert (group.items, group.size, group.limited) == (3272, 3270 + 1319, True)
+
+
+def test_local_data_is_said_to_have_no_eval_results(tmp_path):
+    model = tmp_path / "mine"
+    model.mkdir()
+    local = {"own": {"dataset_path": "json"}}
+    file = write_result(tmp_path / "s" / "mine", {"own": answers(50, 0.4, 2)}, configs=local)
+    result = scores(file, "--card", model, "--eval-results")
+    assert "own: its data is not on the Hub: no .eval_results file" in result.output
+    assert [path.name for path in model.iterdir()] == ["README.md"]
+
+
+def test_nothing_is_written_beside_a_refused_file(tmp_path):
+    file = write_result(tmp_path / "a", {"piqa": answers(9, 0.5, 1)})
+    out = tmp_path / "t.md"
+    other = tmp_path / "other"
+    other.mkdir()
+    for arguments, expected in (
+        (("--card", other), "no row of the table is this model"),
+        (("--out", "/proc/t.csv"), "/proc/t.csv: cannot be written"),
+    ):
+        result = scores(file, "--out", out, *arguments)
+        assert result.exit_code == 2
+        assert expected in result.output
+        assert {path.name for path in tmp_path.iterdir()} == {"a", "other"}
+    (other / "README.md").write_bytes(b"caf\xe9")
+    result = scores(file, "--out", out, "--card", other, "--name", "a=other")
+    assert result.exit_code == 2
+    assert "README.md: not readable as text" in result.output
+    assert not out.exists()
+    assert f"wrote {out}" in scores(file, "--out", out).output
+
+
+def test_items_are_written_whole_and_also_if_none_flipped(tmp_path):
+    a = answers(60, 0.5, seed=1)
+    for name, items in (("a", a), ("b", flipped(a, up=3))):
+        write_result(tmp_path / name, {"boolq": items, "piqa": a})
+    out = tmp_path / "flips.jsonl"
+    arguments = (tmp_path, "--compare", "a", "b", "--items", out)
+    result = scores(*arguments, "--tasks", "piqa")
+    assert f"wrote {out}" in result.output
+    assert out.read_text() == ""
+    out.unlink()
+    (samples,) = (tmp_path / "b").glob("samples_piqa*")
+    samples.unlink()
+    result = scores(*arguments)
+    assert result.exit_code == 2
+    assert "piqa: no samples of the same items in a and b" in result.output
+    assert not out.exists()
+    lines = scores(*arguments[:4], "--items", "-", "--tasks", "boolq").output.splitlines()
+    assert [json.loads(line)["task"] for line in lines if line.startswith("{")] == ["boolq"] * 3
+
+
 def test_flipped_items_are_written_on_request(tmp_path):
     a = answers(60, 0.5, seed=1)
     for name, items in (("a", a), ("b", flipped(a, up=3, down=2))):
@@ -525,12 +660,16 @@ def test_flipped_items_are_written_on_request(tmp_path):
         (["other.json"], "other.json: not a result file; expected lm-eval's JSON"),
         (["hollow.json"], "hollow.json: no scores in this result file"),
         (["nan.json"], "nan.json: task boolq: acc is nan, not a finite number"),
+        (["date.json"], "date.json: date: expected seconds since 1970; got 'today'"),
         (["prose.md"], "prose.md: no table; expected a header"),
         (["percent.md"], "percent.md: a, boolq: expected a fraction such as 0.533; got '53.3'"),
         (["short.md"], "expected 3 cells; got 2"),
         (["a/samples_boolq_2026-11-24T10-00-00.jsonl"], "no result files given"),
         (["a", "--tasks", "bolq"], "no result has a task bolq. Did you mean boolq?"),
         (["a", "--metric", "boolq=f1"], "task boolq has no metric f1; it has acc_norm"),
+        (["t.md", "--metric", "boolq=foo"], "no result states the metric of boolq"),
+        (["a", "b", "--compare", "a", "b", "--out", "t.md"], "leave out --out and --card"),
+        (["a", "b", "--compare", "a", "b", "--card", "a"], "leave out --out and --card"),
         (["a", "--metric", "boolq"], "--metric boolq: expected --metric OLD=NEW"),
         (["a", "--name", "b=c"], "--name b=...: no result has that name or path. Did you mean a?"),
         (["a", "--out", "t.xlsx"], "--out t.xlsx: expected one of .md, .csv, .png"),
@@ -563,8 +702,10 @@ def test_bad_input_gives_a_sentence(tmp_path, monkeypatch, arguments, expected):
         "other.json": '{"model_type": "llama"}',
         "hollow.json": '{"results": {}}',
         "nan.json": '{"results": {"boolq": {"acc,none": NaN}}}',
+        "date.json": '{"results": {"boolq": {"acc,none": 0.5}}, "date": "today"}',
         "prose.md": "# Title\n\nNo table here.\n",
         "percent.md": "| model | boolq |\n|---|---|\n| a | 53.3 |\n",
+        "t.md": "| model | boolq |\n|---|---|\n| a | 0.5 |\n",
         "short.md": "| model | boolq | piqa |\n|---|---|---|\n| a | 0.5 |\n",
     }.items():
         (here / name).write_text(text)

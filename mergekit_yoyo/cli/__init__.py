@@ -6,7 +6,7 @@ from importlib import import_module
 import click
 
 from mergekit_yoyo import __version__
-from mergekit_yoyo.errors import YoyoError
+from mergekit_yoyo.errors import YoyoError, nearest
 
 # name -> (module that holds a click command called `command`, one line of help)
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -36,6 +36,13 @@ class LazyCommands(click.Group):
         command = import_module(COMMANDS[cmd_name][0]).command
         assert isinstance(command, click.Command)
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args[0] not in COMMANDS:
+            raise YoyoError(f"no command {args[0]}. {nearest(args[0], COMMANDS)}")
+        return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):

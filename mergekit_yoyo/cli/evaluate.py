@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from mergekit_yoyo.scores.results import SEVEN_TASKS
+from mergekit_yoyo.seven_tasks import SEVEN_TASKS
 
 
 @click.command()

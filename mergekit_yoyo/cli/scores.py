@@ -1,29 +1,33 @@
 """`mergekit-yoyo scores`: options for `mergekit_yoyo.scores`."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import IO
 
 import click
 
-from mergekit_yoyo.errors import YoyoError
+from mergekit_yoyo.errors import YoyoError, nearest
 from mergekit_yoyo.scores import (
     ModelResult,
+    Table,
     build_table,
     compare,
     flipped_items,
+    prepare_card,
     read_results,
     render_comparison,
     render_csv,
     render_markdown,
+    render_png,
     render_terminal,
-    write_card,
-    write_png,
 )
-from mergekit_yoyo.scores.results import nearest
+from mergekit_yoyo.staging import write_files
 
-_SUFFIXES = (".md", ".csv", ".png")
+_RENDERERS: dict[str, Callable[[Table], bytes]] = {
+    ".md": lambda table: render_markdown(table).encode(),
+    ".csv": lambda table: render_csv(table).encode(),
+    ".png": render_png,
+}
 _PIPED_WIDTH = 120  # the seven tasks fit
 
 
@@ -63,7 +67,7 @@ _PIPED_WIDTH = 120  # the seven tasks fit
 )
 @click.option(
     "--items",
-    type=click.File("w", encoding="utf-8", lazy=True),
+    type=click.Path(path_type=Path, dir_okay=False, allow_dash=True),
     metavar="FILE",
     help="With --compare: write the flipped items as JSON Lines; - for the terminal.",
 )
@@ -76,7 +80,7 @@ def command(
     card: Path | None,
     eval_results: bool,
     pair: tuple[str, str] | None,
-    items: IO[str] | None,
+    items: Path | None,
 ) -> None:
     """The table of benchmark scores in RESULT...: results of evaluate, lm_eval or mlx_lm.evaluate
     (files or folders), or a Markdown table.
@@ -86,14 +90,19 @@ def command(
     from rich.console import Console
 
     for out in outs:
-        if out.suffix not in _SUFFIXES:
-            raise YoyoError(f"--out {out}: expected one of {', '.join(_SUFFIXES)}")
+        if out.suffix not in _RENDERERS:
+            raise YoyoError(f"--out {out}: expected one of {', '.join(_RENDERERS)}.")
         if not out.parent.is_dir():
-            raise YoyoError(f"--out {out}: no folder {out.parent}")
+            raise YoyoError(f"--out {out}: no folder {out.parent}.")
     if eval_results and card is None:
-        raise YoyoError("--eval-results needs --card FOLDER")
+        raise YoyoError("--eval-results needs --card FOLDER.")
     if items and not pair:
-        raise YoyoError("--items needs --compare A B")
+        raise YoyoError("--items needs --compare A B.")
+    if pair and (outs or card):
+        raise YoyoError(
+            "--compare shows two rows and writes no table: leave out --out and --card, or run "
+            "scores again for them."
+        )
     results = read_results(paths, _pairs("--name", names))
     columns = [task.strip() for task in tasks.split(",")] if tasks else None
     chosen = _pairs("--metric", metrics)
@@ -103,22 +112,31 @@ def command(
     if pair:
         a, b = (_find(results, name) for name in pair)
         comparison = compare(a, b, columns, chosen)
+        flips = flipped_items(comparison) if items else ()
+        lines = "".join(json.dumps(item, ensure_ascii=False) + "\n" for item in flips)
         console.print(render_comparison(comparison))
-        if items:
-            for item in flipped_items(comparison):
-                items.write(json.dumps(item, ensure_ascii=False) + "\n")
+        if items == Path("-"):
+            click.echo(lines, nl=False)
+        elif items:
+            _write({items: lines.encode()})
         return
     table = build_table(results, columns, chosen)
-    console.print(render_terminal(table))
-    for out in outs:
-        if out.suffix == ".png":
-            write_png(table, out)
-        else:
-            render = render_markdown if out.suffix == ".md" else render_csv
-            out.write_text(render(table), encoding="utf-8")
+    files = {out: _RENDERERS[out.suffix](table) for out in outs}
+    notes: Sequence[str] = ()
     if card:
-        for file in write_card(table, card, eval_results=eval_results):
-            click.echo(f"wrote {file}", err=True)
+        prepared = prepare_card(table, card, eval_results=eval_results)
+        files |= prepared.files
+        notes = prepared.notes
+    console.print(render_terminal(table))
+    _write(files)
+    for note in notes:
+        click.echo(f"{card}: {note}", err=True)
+
+
+def _write(files: Mapping[Path, bytes]) -> None:
+    write_files(files)
+    for file in files:
+        click.echo(f"wrote {file}", err=True)
 
 
 def _pairs(option: str, values: Iterable[str]) -> dict[str, str]:
@@ -126,7 +144,7 @@ def _pairs(option: str, values: Iterable[str]) -> dict[str, str]:
     for value in values:
         key, equals, rest = value.partition("=")
         if not (key and equals and rest):
-            raise YoyoError(f"{option} {value}: expected {option} OLD=NEW")
+            raise YoyoError(f"{option} {value}: expected {option} OLD=NEW.")
         pairs[key] = rest
     return pairs
 

@@ -8,19 +8,18 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from mergekit_yoyo.errors import YoyoError
+from mergekit_yoyo.errors import YoyoError, nearest
 from mergekit_yoyo.evaluation.model_folder import ModelFolder
-from mergekit_yoyo.scores.results import nearest
 
 
 def check_installed(folders: Sequence[ModelFolder]) -> None:
     """Refuse to start without the packages that load `folders`."""
     if find_spec("lm_eval") is None:
-        raise YoyoError("evaluate needs lm-eval: pip install 'mergekit-yoyo[eval]'")
+        raise YoyoError("evaluate needs lm-eval: pip install 'mergekit-yoyo[eval]'.")
     for folder in folders:
         if folder.backend == "mlxlm" and find_spec("mlx_lm") is None:
             raise YoyoError(
-                f"{folder.given}: an MLX folder needs mlx-lm: pip install 'mergekit-yoyo[mlx]'"
+                f"{folder.given}: an MLX folder needs mlx-lm: pip install 'mergekit-yoyo[mlx]'."
             )
 
 
@@ -35,7 +34,7 @@ def check_device(name: str) -> None:
         names += [accelerator.type, *(f"{accelerator.type}:{index}" for index in range(count))]
     if name not in names:
         raise YoyoError(
-            f"--device {name}: torch has no such device here; it has {', '.join(names)}"
+            f"--device {name}: torch has no such device here; it has {', '.join(names)}."
         )
 
 
@@ -53,7 +52,7 @@ def load_tasks(names: Sequence[str], include: Path | None) -> tuple[Any, dict[st
 
     _quiet_harness()
     if include is not None and not include.is_dir():
-        raise YoyoError(f"--include-path {include}: no such folder")
+        raise YoyoError(f"--include-path {include}: no such folder.")
     manager = TaskManager(include_path=None if include is None else str(include))
     hashes = {}
     for name in names:
@@ -62,7 +61,9 @@ def load_tasks(names: Sequence[str], include: Path | None) -> tuple[Any, dict[st
         try:
             loaded = manager.load([name])["tasks"]
         except Exception as error:  # whatever a task's own code and the data set library raise
-            raise YoyoError(f"task {name}: its data could not be loaded: {error}") from error
+            raise YoyoError(
+                f"task {name}: its data could not be loaded: {_stated(error)}."
+            ) from error
         configs = {task: dict(loaded[task].dump_config()) for task in loaded}
         for task, config in configs.items():
             config.pop("num_fewshot", None)  # part of the settings
@@ -75,7 +76,23 @@ def load_tasks(names: Sequence[str], include: Path | None) -> tuple[Any, dict[st
 def load_model(
     folder: ModelFolder, *, batch_size: int, device: str | None, chat_template: bool, seed: int
 ) -> Any:
-    """The harness's model of `folder`, which adds no special token to a chat template."""
+    """The harness's model of `folder`, which adds no special token to a chat template.
+
+    Raises:
+        YoyoError: transformers or mlx-lm cannot load it.
+    """
+    try:
+        return _load(folder, batch_size, device, chat_template, seed)
+    except Exception as error:  # whatever the loader, torch or the model's own code raise
+        loader = "mlx-lm" if folder.backend == "mlxlm" else "transformers"
+        raise YoyoError(
+            f"{folder.given}: {loader} cannot load this model: {_stated(error)}."
+        ) from error
+
+
+def _load(
+    folder: ModelFolder, batch_size: int, device: str | None, chat_template: bool, seed: int
+) -> Any:
     import lm_eval.models  # noqa: F401  before mlx-lm registers: lm-eval fills an empty registry only
 
     path = str(folder.path)
@@ -102,6 +119,10 @@ def load_model(
         # A template writes its own special tokens; mlx-lm's wrapper adds none to it either.
         add_bos_token=False if chat_template else None,
     )
+
+
+def _stated(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".strip().rstrip(".:")
 
 
 def _quiet_harness() -> None:

@@ -11,6 +11,9 @@ from safetensors import SafetensorError, safe_open
 from mergekit_yoyo.errors import YoyoError
 
 _SAMPLED_BYTES = 1 << 20
+# What is fetched of a model on the Hub, weights aside: not its GGUF, ONNX or original files.
+_SMALL_FILES = ("*.json", "*.model", "*.tiktoken", "*.txt", "*.jinja")
+_TOKENIZERS = ("tokenizer.json", "tekken.json", "vocab*", "*.model", "*.tiktoken")
 
 
 @dataclass(frozen=True)
@@ -39,13 +42,19 @@ def open_model(given: str) -> ModelFolder:
     """Find the model `given` as a folder, or by its name on the Hub (downloaded if need be).
 
     Raises:
-        YoyoError: there is no such folder or model, or the folder holds no config or weights.
+        YoyoError: there is no such folder or model, or it holds no config, weights or tokenizer.
     """
-    path = Path(given).resolve() if Path(given).is_dir() else _download(given)
+    folder = Path(given).expanduser()
+    path = folder.resolve() if folder.is_dir() else _download(given)
     config = _read_json(path / "config.json")
     weights = sorted(path.glob("*.safetensors")) or sorted(path.glob("*.bin"))
     if not weights:
-        raise YoyoError(f"{given}: no weights (*.safetensors) in this folder")
+        raise YoyoError(f"{given}: no weights (*.safetensors) in this folder.")
+    if not any(True for pattern in _TOKENIZERS for _ in path.glob(pattern)):
+        raise YoyoError(
+            f"{given}: no tokenizer ({', '.join(_TOKENIZERS)}) in this folder. Copy the files of "
+            "one of the merged models here; `mergekit-yaml` writes them with --copy-tokenizer."
+        )
     header = _header(weights[0])
     is_mlx = header.get("format") == "mlx"
     tokenizer = path / "tokenizer_config.json"
@@ -86,24 +95,31 @@ def _download(given: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    if given.startswith((".", "/", "~")) or given.count("/") != 1:
-        raise YoyoError(f"{given}: no such folder")
+    def fetch(weights: str) -> Path:
+        return Path(snapshot_download(given, allow_patterns=[*_SMALL_FILES, weights]))
+
     try:
-        return Path(snapshot_download(given))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise YoyoError(f"{given}: no such folder, nor could the Hub give it ({reason})") from error
+        path = fetch("model*.safetensors")
+        has_weights = any(path.glob("*.safetensors"))
+        return path if has_weights else fetch("pytorch_model*.bin")
+    except HFValidationError:
+        raise YoyoError(f"{given}: no such folder, and not a name on the Hub.") from None
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise YoyoError(
+            f"{given}: no such folder here, and the Hub did not give it ({reason})."
+        ) from None
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise YoyoError(f"{path.parent}: not a model folder: it has no {path.name}") from None
+        raise YoyoError(f"{path.parent}: not a model folder: it has no {path.name}.") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise YoyoError(f"{path}: not valid JSON ({error})") from error
+        raise YoyoError(f"{path}: not valid JSON ({error}).") from error
     if not isinstance(data, dict):
-        raise YoyoError(f"{path}: expected a JSON object")
+        raise YoyoError(f"{path}: expected a JSON object.")
     return data
 
 
@@ -114,7 +130,7 @@ def _header(weights: Path) -> dict[str, str]:
         with safe_open(weights, framework="np") as file:
             return dict(file.metadata() or {})
     except (SafetensorError, OSError) as error:
-        raise YoyoError(f"{weights}: not a readable safetensors file ({error})") from error
+        raise YoyoError(f"{weights}: not a readable safetensors file ({error}).") from error
 
 
 def _fingerprint(files: list[Path]) -> str:

@@ -24,7 +24,7 @@ from mergekit_yoyo.evaluation.harness import (
 )
 from mergekit_yoyo.evaluation.model_folder import ModelFolder, open_model
 from mergekit_yoyo.evaluation.store import ResultStore
-from mergekit_yoyo.scores.results import SEVEN_TASKS
+from mergekit_yoyo.seven_tasks import SEVEN_TASKS
 
 Progress = Callable[[str], None]
 
@@ -70,20 +70,21 @@ def evaluate(
 
     Raises:
         YoyoError: before anything is run: a missing extra, no such model or task, a chat template
-            asked for that a model lacks, earlier results of another setup.
+            asked for that a model lacks, earlier results of another setup; in between: a model that
+            cannot be loaded, a file that cannot be written.
     """
     if not settings.tasks:
-        raise YoyoError("no tasks given")
+        raise YoyoError("no tasks given.")
     folders = [open_model(model) for model in models]
     names = [folder.name for folder in folders]
     for folder in folders:
         if names.count(folder.name) > 1:
             raise YoyoError(
                 f"two models are named {folder.name}: their results would share a folder. "
-                "Evaluate them with different --out"
+                "Evaluate them with different --out."
             )
         if settings.apply_chat_template and not folder.has_chat_template:
-            raise YoyoError(f"{folder.given}: --apply-chat-template, but it has no chat template")
+            raise YoyoError(f"{folder.given}: --apply-chat-template, but it has no chat template.")
     if settings.device and any(folder.backend == "hf" for folder in folders):
         check_device(settings.device)
     check_installed(folders)

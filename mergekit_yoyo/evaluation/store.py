@@ -5,12 +5,14 @@ the tasks it finished, and the next run goes on from there.
 """
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from mergekit_yoyo.errors import YoyoError
+from mergekit_yoyo.staging import write_files
 
 # Parts of a result that have an entry for each task.
 _BY_TASK = (
@@ -36,10 +38,16 @@ class ResultStore:
         restart: do not go on from earlier results; they are removed when there are new ones.
 
     Raises:
-        YoyoError: earlier results of another setup, or files that are not one result.
+        YoyoError: `folder` cannot be made or written, earlier results of another setup, or files
+            that are not one result.
     """
 
     def __init__(self, folder: Path, setup: Mapping[str, Any], *, restart: bool) -> None:
+        there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        if not there.is_dir() or not os.access(there, os.W_OK):
+            raise YoyoError(
+                f"{folder}: cannot be written, because {there} cannot. Give another --out."
+            )
         earlier = sorted(folder.glob("results_*.json"))
         self._outdated: list[Path] = []
         if restart:
@@ -48,7 +56,7 @@ class ResultStore:
         if len(earlier) > 1:
             raise YoyoError(
                 f"{folder}: expected the results of one evaluation; got {len(earlier)}. "
-                "Choose another --out, or --restart to remove them"
+                "Choose another --out, or --restart to remove them."
             )
         date = datetime.now().isoformat().replace(":", "-")
         self.path = earlier[0] if earlier else folder / f"results_{date}.json"
@@ -62,7 +70,7 @@ class ResultStore:
         if changed:
             raise YoyoError(
                 f"{self.path}: these results are of another setup ({'; '.join(changed)}). "
-                "Choose another --out, or --restart to remove them"
+                "Choose another --out, or --restart to remove them."
             )
 
     def has(self, task: str, config_hash: str) -> bool:
@@ -91,7 +99,8 @@ class ResultStore:
         for name, own in samples.items():
             file = self.path.name.replace("results_", f"samples_{name}_", 1)
             lines = (_dump(_plain_sample(sample)) + "\n" for sample in own)
-            _write(self.path.with_name(file).with_suffix(".jsonl"), "".join(lines))
+            path = self.path.with_name(file).with_suffix(".jsonl")
+            write_files({path: "".join(lines).encode()})
         data = dict(self._data)
         for key in _BY_TASK:
             if key in result:
@@ -100,7 +109,7 @@ class ResultStore:
         result[seconds] = str(float(data.get(seconds, 0)) + float(result[seconds]))
         data.update(result)
         data[_DONE] = {**data.get(_DONE, {}), task: config_hash}
-        _write(self.path, _dump(data, indent=2))
+        write_files({self.path: _dump(data, indent=2).encode()})
         self._data = data
 
     def _read(self) -> dict[str, Any]:
@@ -108,10 +117,10 @@ class ResultStore:
             data = json.loads(self.path.read_text(encoding="utf-8"))
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise YoyoError(
-                f"{self.path}: not a result file ({error}). --restart removes it"
+                f"{self.path}: not a result file ({error}). --restart removes it."
             ) from error
         if not isinstance(data, dict):
-            raise YoyoError(f"{self.path}: not a result file. --restart removes it")
+            raise YoyoError(f"{self.path}: not a result file. --restart removes it.")
         return data
 
 
@@ -136,9 +145,3 @@ def _dump(data: object, indent: int | None = None) -> str:
     from lm_eval.utils import handle_non_serializable
 
     return json.dumps(data, indent=indent, default=handle_non_serializable, ensure_ascii=False)
-
-
-def _write(path: Path, text: str) -> None:
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(path)

@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 
-from mergekit_yoyo.scores.results import TEST_SET_SIZES, UNSTATED, ModelResult, TaskResult
+from mergekit_yoyo.scores.results import UNSTATED, ModelResult, TaskResult
+from mergekit_yoyo.scores.statistics import score_stderr
 
 _TEMPLATE = {True: "applied", False: "not applied"}
 
@@ -25,32 +26,41 @@ def find_warnings(tasks: Sequence[str], results: Sequence[ModelResult]) -> list[
     return warnings
 
 
-def find_notes(tasks: Sequence[str], results: Sequence[ModelResult]) -> list[str]:
-    """What holds for the whole table: an unknown setup, computed errors, parts of a test set."""
+def find_notes(metrics: Mapping[str, str], results: Sequence[ModelResult]) -> list[str]:
+    """What holds for the whole table: an unknown setup, computed errors, parts of a test set.
+
+    `metrics` has the metric shown of each task.
+    """
     notes = []
-    unrecorded = set(_unrecorded(tasks, results).values())
+    unrecorded = set(_unrecorded([*metrics], results).values())
     if len(unrecorded) == 1 and (what := unrecorded.pop()):
         notes.append(f"setup unknown: {what} not recorded")
     computed = [
         result.name
         for result in results
         if any(
-            score.stderr is None
-            for task in tasks
+            _is_computed(result.tasks[task], metric)
+            for task, metric in metrics.items()
             if task in result.tasks
-            for score in result.tasks[task].metrics.values()
         )
     ]
     if computed:
         whose = "" if len(computed) == len(results) else f" for {', '.join(computed)}"
         notes.append(f"standard errors computed from the number of items{whose}: none reported")
-    for task in tasks:
-        counts = {r.tasks[task].items for r in results if task in r.tasks} - {None}
-        if len(counts) == 1 and (count := counts.pop()) != (
-            full := TEST_SET_SIZES.get(task, count)
-        ):
-            notes.append(f"{task}: {count} of {full} items")
+    for task in metrics:
+        rows = [result.tasks[task] for result in results if task in result.tasks]
+        parts = {(row.items, row.size) for row in rows if row.limited}
+        # Where the rows differ in their numbers of items, a warning says so.
+        if len(parts) == 1 and len({row.items for row in rows} - {None}) == 1:
+            count, size = parts.pop()
+            notes.append(f"{task}: {count} of {size} items")
     return notes
+
+
+def _is_computed(task: TaskResult, metric: str) -> bool:
+    """Whether the standard error shown is none that the result reports."""
+    shown = UNSTATED if UNSTATED in task.metrics else metric
+    return task.metrics[shown].stderr is None and score_stderr(task, shown) is not None
 
 
 def _known(rows: Mapping[str, TaskResult], what: str) -> dict[str, object]:

@@ -67,7 +67,7 @@ def compare(
     ]
     if not columns:
         raise YoyoError(
-            f"{a.name} and {b.name} share no task: {', '.join(a.tasks)} and {', '.join(b.tasks)}"
+            f"{a.name} and {b.name} share no task: {', '.join(a.tasks)} and {', '.join(b.tasks)}."
         )
     comparisons = []
     narrow_a, narrow_b = (narrow(result, columns) for result in pair)
@@ -97,30 +97,37 @@ def flipped_items(comparison: Comparison) -> Iterator[dict[str, Any]]:
     """
     a, b = comparison.a, comparison.b
     for task in comparison.tasks:
-        name, metric = task.column.task, task.column.metric
-        own_a, own_b = a.tasks[name].samples, b.tasks[name].samples
-        if task.gained is None or task.lost is None or own_a is None or own_b is None:
+        if task.gained is None:
             raise YoyoError(
-                f"{name}: no samples of the same items in {a.name} and {b.name}. Evaluate both "
-                "with samples (`evaluate` keeps them, lm_eval with --log_samples)"
+                f"{task.column.task}: no samples of the same items in {a.name} and {b.name}. "
+                "Evaluate both with samples (`evaluate` keeps them, lm_eval with --log_samples), "
+                "or choose others with --tasks."
             )
-        flipped = task.gained | task.lost
-        others = {
-            item_key(sample): sample
-            for sample in read_samples(own_b, metric)
-            if item_key(sample) in flipped
-        }
-        for sample in read_samples(own_a, metric):
-            if other := others.get(item_key(sample)):
-                yield {
-                    "task": name,
-                    "doc_id": sample["doc_id"],
-                    "doc": sample.get("doc"),
-                    "target": sample.get("target"),
-                    "prompt": sample["arguments"]["gen_args_0"]["arg_0"],
-                    "a": _answer(sample, metric),
-                    "b": _answer(other, metric),
-                }
+    return (item for task in comparison.tasks for item in _flipped(a, b, task))
+
+
+def _flipped(a: ModelResult, b: ModelResult, task: TaskComparison) -> Iterator[dict[str, Any]]:
+    name, metric = task.column.task, task.column.metric
+    own_a, own_b = a.tasks[name].samples, b.tasks[name].samples
+    assert own_a
+    assert own_b  # without samples there are no flipped items
+    flipped = (task.gained or frozenset()) | (task.lost or frozenset())
+    others = {
+        item_key(sample): sample
+        for sample in read_samples(own_b, metric)
+        if item_key(sample) in flipped
+    }
+    for sample in read_samples(own_a, metric):
+        if other := others.get(item_key(sample)):
+            yield {
+                "task": name,
+                "doc_id": sample["doc_id"],
+                "doc": sample.get("doc"),
+                "target": sample.get("target"),
+                "prompt": sample["arguments"]["gen_args_0"]["arg_0"],
+                "a": _answer(sample, metric),
+                "b": _answer(other, metric),
+            }
 
 
 def _answer(sample: Mapping[str, Any], metric: str) -> dict[str, Any]:

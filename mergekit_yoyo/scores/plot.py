@@ -1,6 +1,6 @@
 """The table as a PNG: a dot and its standard error for each model, one panel a task."""
 
-from pathlib import Path
+from io import BytesIO
 from textwrap import wrap
 
 from mergekit_yoyo.errors import YoyoError
@@ -11,8 +11,8 @@ _LETTERS_PER_INCH = 14  # of the footer
 _INK, _BEST, _FAINT = "#444444", "#0a7d4f", "#dddddd"
 
 
-def write_png(table: Table, path: Path) -> None:
-    """Draw `table` into `path`: axes fit to the scores, not from zero, each with its own scale.
+def render_png(table: Table) -> bytes:
+    """Draw `table`: axes fit to the scores, not from zero, each with its own scale.
 
     Raises:
         YoyoError: matplotlib (extra `report`) is not installed.
@@ -21,7 +21,7 @@ def write_png(table: Table, path: Path) -> None:
         from matplotlib.figure import Figure
         from matplotlib.ticker import MaxNLocator
     except ImportError as error:
-        raise YoyoError("a PNG needs matplotlib: pip install 'mergekit-yoyo[report]'") from error
+        raise YoyoError("a PNG needs matplotlib: pip install 'mergekit-yoyo[report]'.") from error
     panels: list[tuple[str, list[Cell | None]]] = []
     for column in table.columns:
         title = f"{column.task}\n{column.metric}"
@@ -71,4 +71,6 @@ def write_png(table: Table, path: Path) -> None:
     for axis in list(axes.flat)[len(panels) :]:
         axis.set_visible(False)
     figure.supxlabel("\n".join(lines), fontsize=8, x=0.01, ha="left", color=_INK)
-    figure.savefig(path, dpi=160, format="png")
+    png = BytesIO()
+    figure.savefig(png, dpi=160, format="png")
+    return png.getvalue()

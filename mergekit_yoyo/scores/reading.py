@@ -2,7 +2,7 @@
 
 Three kinds of input: the JSON of `mergekit-yoyo evaluate` and of plain `lm_eval` (the same format),
 the bare file of `mlx_lm.evaluate` (only the harness's `results`: no model name, no versions) and a
-Markdown table of scores, as cards publish them (no setup at all).
+Markdown table of scores, as cards publish them (see `markdown`).
 """
 
 import json
@@ -13,19 +13,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mergekit_yoyo.errors import YoyoError
+from mergekit_yoyo.errors import YoyoError, nearest
+from mergekit_yoyo.scores.markdown import read_markdown
 from mergekit_yoyo.scores.results import (
-    TEST_SET_SIZES,
-    UNSTATED,
     ModelResult,
     Score,
     TaskResult,
-    nearest,
 )
+from mergekit_yoyo.seven_tasks import BENCHMARKS
 
 # eval_MODEL_VERSION[_SHOTS]_TASKS, the version being lm-eval's
 _MLX_NAME = re.compile(r"eval_(?P<model>.+)_\d+\.\d+\.\d+[^_]*(_\d\d+)?_.+")
-_NUMBER = re.compile(r"[*_\s]*(?P<value>\d*\.?\d+)(\s*±\s*(?P<stderr>\d*\.?\d+))?[*_\s]*")
 
 
 def read_results(
@@ -52,7 +50,7 @@ def read_results(
             found.extend(_read(path))
     if not found:
         raise YoyoError(
-            "no result files given: expected results of evaluate or lm_eval, or a table"
+            "no result files given: expected results of evaluate or lm_eval, or a table."
         )
     renamed = dict(names or {})
     used = set()
@@ -81,21 +79,21 @@ def _read(path: Path) -> list[ModelResult]:
         if not files:
             raise YoyoError(
                 f"{path}: no result file in this folder; expected results_*.json (evaluate, "
-                "lm_eval) or eval_* (mlx_lm.evaluate)"
+                "lm_eval) or eval_* (mlx_lm.evaluate)."
             )
         return [result for file in files for result in _read(file)]
     if not path.exists():
-        raise YoyoError(f"{path}: no such file or folder")
+        raise YoyoError(f"{path}: no such file or folder.")
     try:
         text = path.read_text(encoding="utf-8")
     except (UnicodeDecodeError, OSError) as error:
-        raise YoyoError(f"{path}: not a result file (not readable as text: {error})") from error
+        raise YoyoError(f"{path}: not a result file (not readable as text: {error}).") from error
     if path.suffix == ".md":
-        return _read_markdown(path, text)
+        return read_markdown(path, text)
     try:
         data = json.loads(text)
     except json.JSONDecodeError as error:
-        raise YoyoError(f"{path}: not a result file (not JSON: {error})") from error
+        raise YoyoError(f"{path}: not a result file (not JSON: {error}).") from error
     if isinstance(data, dict) and isinstance(data.get("results"), dict):
         return [_read_harness(path, data)]
     if isinstance(data, dict) and data and all(_is_task_entry(entry) for entry in data.values()):
@@ -105,7 +103,7 @@ def _read(path: Path) -> list[ModelResult]:
         return [ModelResult(name, path, _tasks(path, {"results": data}))]
     raise YoyoError(
         f"{path}: not a result file; expected lm-eval's JSON (with `results`), a file of "
-        "mlx_lm.evaluate, or a Markdown table of scores (.md)"
+        "mlx_lm.evaluate, or a Markdown table of scores (.md)."
     )
 
 
@@ -119,15 +117,21 @@ def _read_harness(path: Path, data: dict[str, Any]) -> ModelResult:
     quantization = config.get("quantization") or {}
     # The template that was applied, null for none; very old files have no such key.
     chat_template = bool(data["chat_template"]) if "chat_template" in data else None
+    date = data.get("date") or 0.0
+    if not isinstance(date, int | float):
+        raise YoyoError(f"{path}: date: expected seconds since 1970; got {date!r}.")
+    name = Path(model).name if model else ""
+    if name in {"", ".", ".."}:  # of the folder that it was run in, which is not recorded
+        name = path.resolve().parent.name
     return ModelResult(
-        name=Path(model).name if model else path.parent.name,
+        name=name,
         source=path,
         tasks=_tasks(path, data),
         model=model,
         quantization=quantization.get("label"),
         chat_template=chat_template,
         harness=data.get("lm_eval_version"),
-        date=float(data.get("date") or 0.0),
+        date=float(date),
     )
 
 
@@ -149,12 +153,13 @@ def _tasks(path: Path, data: dict[str, Any]) -> dict[str, TaskResult]:
         if not scores or task in inside:
             continue
         better = (data.get("higher_is_better") or {}).get(task) or {}
-        counts = (data.get("n-samples") or {}).get(task) or {}
+        items, size = _counts(task, data)
         version = (data.get("versions") or {}).get(task)
         samples = path.with_name(path.stem.replace("results_", f"samples_{task}_", 1) + ".jsonl")
         results[task] = TaskResult(
             metrics=scores,
-            items=counts.get("effective") or data["results"][task].get("sample_len"),
+            items=items,
+            size=size,
             version=None if version is None else str(version),
             shots=(data.get("n-shot") or {}).get(task),
             lower_is_better=frozenset(
@@ -164,20 +169,34 @@ def _tasks(path: Path, data: dict[str, Any]) -> dict[str, TaskResult]:
             samples=samples if samples.exists() else None,
         )
     if not results:
-        raise YoyoError(f"{path}: no scores in this result file")
+        raise YoyoError(f"{path}: no scores in this result file.")
     return results
+
+
+def _counts(task: str, data: dict[str, Any]) -> tuple[int | None, int | None]:
+    """How many items of `task` were scored, and how many it has; a group has those of its tasks."""
+    if members := (data.get("group_subtasks") or {}).get(task):
+        counts = [_counts(member, data) for member in members]
+        items = [scored for scored, _ in counts if scored is not None]
+        sizes = [size for _, size in counts if size is not None]
+        whole = len(items) == len(sizes) == len(members)
+        return (sum(items), sum(sizes)) if whole else (None, None)
+    counted = (data.get("n-samples") or {}).get(task) or {}
+    scored = counted.get("effective") or data["results"].get(task, {}).get("sample_len")
+    benchmark = BENCHMARKS.get(task)
+    return scored, counted.get("original") or (benchmark.items if benchmark else None)
 
 
 def _metrics(path: Path, task: str, entry: object) -> dict[str, Score]:
     if not isinstance(entry, dict):
-        raise YoyoError(f"{path}: task {task}: expected metrics by name; got {entry!r}")
+        raise YoyoError(f"{path}: task {task}: expected metrics by name; got {entry!r}.")
     scores = {}
     for key, value in entry.items():
         metric, comma, filter_name = key.partition(",")
         if not comma or metric.endswith("_stderr") or not isinstance(value, int | float):
             continue
         if not math.isfinite(value):
-            raise YoyoError(f"{path}: task {task}: {metric} is {value}, not a finite number")
+            raise YoyoError(f"{path}: task {task}: {metric} is {value}, not a finite number.")
         stderr = entry.get(f"{metric}_stderr,{filter_name}")
         if not isinstance(stderr, int | float) or not math.isfinite(stderr):
             stderr = None  # the harness writes "N/A" where it has no formula
@@ -193,44 +212,6 @@ def _dataset(config: Mapping[str, Any]) -> tuple[str, str | None, str | None] | 
     return config["dataset_path"], config.get("dataset_name"), split
 
 
-def _read_markdown(path: Path, text: str) -> list[ModelResult]:
-    """The first table of a Markdown file: a column of model names, then one column a task."""
-    lines = [line.strip() for line in text.splitlines()]
-    starts = [
-        index
-        for index, line in enumerate(lines[:-1])
-        if line.startswith("|") and re.fullmatch(r"\|[\s:|-]*-[\s:|-]*", lines[index + 1])
-    ]
-    if not starts:
-        raise YoyoError(f"{path}: no table; expected a header `| model | task | ... |` and rows")
-    header = _cells(lines[starts[0]])
-    results = []
-    for line in lines[starts[0] + 2 :]:
-        if not line.startswith("|"):
-            break
-        cells = _cells(line)
-        if len(cells) != len(header):
-            raise YoyoError(f"{path}: row {line!r}: expected {len(header)} cells; got {len(cells)}")
-        tasks = {}
-        for task, cell in zip(header[1:], cells[1:], strict=True):
-            if cell in {"", "-", "—"}:
-                continue
-            match = _NUMBER.fullmatch(cell)
-            if not match or float(match["value"]) > 1:
-                raise YoyoError(
-                    f"{path}: {cells[0]}, {task}: expected a fraction such as 0.533; got {cell!r}"
-                )
-            stderr = float(match["stderr"]) if match["stderr"] else None
-            score = Score(float(match["value"]), stderr)
-            tasks[task] = TaskResult({UNSTATED: score}, items=TEST_SET_SIZES.get(task))
-        results.append(ModelResult(cells[0].strip("*` "), path, tasks))
-    return results
-
-
-def _cells(line: str) -> list[str]:
-    return [cell.strip() for cell in line.strip("|").split("|")]
-
-
 def _merge(first: ModelResult, second: ModelResult) -> ModelResult:
     """Two files of one model; YoyoError where they cannot be of one model in one setup."""
     for what, a, b in (
@@ -241,13 +222,13 @@ def _merge(first: ModelResult, second: ModelResult) -> ModelResult:
         if a != b:
             raise YoyoError(
                 f"{first.source} and {second.source} are both named {first.name} but differ in "
-                f"their {what} ({a} and {b}). Name one with --name {second.source}=NEW"
+                f"their {what} ({a} and {b}). Name one with --name {second.source}=NEW."
             )
     older, newer = sorted((first, second), key=lambda result: result.date)
     if older.date == newer.date and (shared := older.tasks.keys() & newer.tasks.keys()):
         raise YoyoError(
             f"{first.source} and {second.source} are both named {first.name} and both have "
             f"{', '.join(sorted(shared))}; neither says which is newer. "
-            f"Name one with --name {second.source}=NEW"
+            f"Name one with --name {second.source}=NEW."
         )
     return replace(newer, tasks={**older.tasks, **newer.tasks})

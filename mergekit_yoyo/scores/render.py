@@ -109,13 +109,14 @@ def render_comparison(comparison: Comparison) -> RenderableType:
         )
     beyond = [task.column.task for task in comparison.tasks if task.difference.exceeds_error]
     lines = [Text(f"Warning: {w}", style="bold yellow") for w in comparison.warnings]
-    lines.append(
-        Text(
-            f"{a} and {b} differ by more than the standard error of the difference on "
-            f"{', '.join(beyond) if beyond else 'no task'}",
-            style="bold",
-        )
-    )
+    unknown = [task.column.task for task in comparison.tasks if task.difference.stderr is None]
+    verdict = f"{a} and {b} differ by more than the standard error of the difference on "
+    verdict += ", ".join(beyond) if beyond else "no task"
+    if len(unknown) == len(comparison.tasks):
+        verdict = f"whether {a} and {b} differ is unknown: no task has a standard error"
+    elif unknown:
+        verdict += f"; unknown on {', '.join(unknown)}: no standard error"
+    lines.append(Text(verdict, style="bold"))
     return Group(grid, *lines)
 
 

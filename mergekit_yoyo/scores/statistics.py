@@ -46,6 +46,11 @@ class Difference:
         return self.stderr is not None and abs(self.value) > self.stderr * (1 + 1e-9)
 
 
+def is_share(metric: str) -> bool:
+    """Whether `metric` is a share of right answers, or unstated and taken for one."""
+    return metric.split(",")[0].startswith(_PROPORTIONS)
+
+
 def mean_stderr(values: Sequence[float]) -> float | None:
     """Sample standard deviation over sqrt(n); None for fewer than two values."""
     count = len(values)
@@ -63,7 +68,7 @@ def score_stderr(task: TaskResult, metric: str) -> float | None:
     score = task.metrics[metric]
     if score.stderr is not None:
         return score.stderr
-    share = metric.split(",")[0].startswith(_PROPORTIONS) and 0 <= score.value <= 1
+    share = is_share(metric) and 0 <= score.value <= 1
     if not share or task.items is None or task.items < 2:
         return None
     return math.sqrt(score.value * (1 - score.value) / (task.items - 1))
@@ -134,8 +139,8 @@ def read_samples(path: Path, metric: str) -> Iterator[dict[str, Any]]:
             try:
                 sample = json.loads(line)
             except json.JSONDecodeError as error:
-                raise YoyoError(f"{path}, line {number}: not JSON ({error})") from error
+                raise YoyoError(f"{path}, line {number}: not JSON ({error}).") from error
             if not isinstance(sample, dict) or "doc_id" not in sample:
-                raise YoyoError(f"{path}, line {number}: not a sample of lm-eval (no doc_id)")
+                raise YoyoError(f"{path}, line {number}: not a sample of lm-eval (no doc_id).")
             if sample.get("filter", "none") == wanted:
                 yield sample

@@ -7,10 +7,11 @@ their difference. Everything that makes rows not comparable stands in the table 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from mergekit_yoyo.errors import YoyoError
+from mergekit_yoyo.errors import YoyoError, nearest
 from mergekit_yoyo.scores.comparability import find_notes, find_warnings
-from mergekit_yoyo.scores.results import SEVEN_TASKS, UNSTATED, ModelResult, nearest
+from mergekit_yoyo.scores.results import UNSTATED, ModelResult
 from mergekit_yoyo.scores.statistics import Difference, difference, mean_of, score_stderr
+from mergekit_yoyo.seven_tasks import SEVEN_TASKS
 
 # Length-normalized accuracy where the task has it: the metric of the published tables.
 _PREFERRED = ("acc_norm", "acc")
@@ -103,7 +104,7 @@ def build_table(
         mean = _mark(row, _mean(row, columns), top_mean) if row in complete else None
         rows.append(Row(result, cells, mean))
     shown_tasks = [column.task for column in columns]
-    notes = find_notes(shown_tasks, results) + _pairing(tops)
+    notes = find_notes({c.task: c.metric for c in columns}, results) + _pairing(tops)
     return Table(columns, rows, find_warnings(shown_tasks, results), notes)
 
 
@@ -144,6 +145,11 @@ def _column(task: str, results: Sequence[ModelResult], wanted: str | None) -> Co
         if task in result.tasks and UNSTATED not in result.tasks[task].metrics
     ]
     if not stated:
+        if wanted is not None:
+            raise YoyoError(
+                f"--metric {task}={wanted}: no result states the metric of {task}, so none can be "
+                "chosen. Leave this out."
+            )
         return Column(task, UNSTATED)
     available = [set(result.tasks[task].metrics) for result in stated]
     common = set.intersection(*available)
@@ -152,7 +158,7 @@ def _column(task: str, results: Sequence[ModelResult], wanted: str | None) -> Co
             if wanted not in has:
                 raise YoyoError(
                     f"{result.source}: task {task} has no metric {wanted}; it has "
-                    f"{', '.join(sorted(has))}"
+                    f"{', '.join(sorted(has))}."
                 )
         metric = wanted
     else:
@@ -161,7 +167,7 @@ def _column(task: str, results: Sequence[ModelResult], wanted: str | None) -> Co
             raise YoyoError(
                 f"task {task}: no metric to show by itself: the results have "
                 f"{', '.join(sorted(set.union(*available)))}. Choose one that all of them have: "
-                f"--metric {task}=METRIC"
+                f"--metric {task}=METRIC."
             )
         metric = choices[0]
     lower = any(metric in result.tasks[task].lower_is_better for result in stated)
