@@ -66,19 +66,22 @@ def flattened(tensors: Sequence[Tensor]) -> list[Tensor]:
 
 
 class _Scratch:
-    """Rows of float64 for one tile at a time, padded with zeros to whole blocks.
+    """Rows for one tile at a time, padded with zeros to whole blocks.
 
     temporary: rows that torch allocates besides, counted in the budget.
     """
 
-    def __init__(self, rows: int, like: Tensor, temporary: int = 0) -> None:
-        budget = scratch_bytes(like.device) // ((rows + temporary) * 8) // BLOCK * BLOCK
+    def __init__(
+        self, rows: int, like: Tensor, dtype: torch.dtype = torch.float64, temporary: int = 0
+    ) -> None:
+        row_bytes = (rows + temporary) * dtype.itemsize
+        budget = scratch_bytes(like.device) // row_bytes // BLOCK * BLOCK
         budget = max(budget, BLOCK)  # hundreds of inputs
         problem = self._padded(prod(like.shape[1:]))
         size = min(budget, like.shape[0] * problem)
         whole_problems = size // problem * prod(like.shape[1:])
         self.max_elements = whole_problems or size
-        self._buffer = torch.empty((rows, size), dtype=torch.float64, device=like.device)
+        self._buffer = torch.empty((rows, size), dtype=dtype, device=like.device)
 
     @staticmethod
     def _padded(n: int) -> int:
@@ -173,17 +176,15 @@ def median_gram(tensors: Sequence[Tensor], factors: Tensor) -> Tensor:
 
 
 def weighted_sum(tensors: Sequence[Tensor], weights: Array, out: Tensor) -> None:
-    """Write sum_k weights_k x_k to `out`, rounded once.
-
-    Half-precision fine-tunes are full of ties: the mean of two neighboring bfloat16 values lies
-    exactly between them, and float32 round-off would toss a coin for each.
+    """Write sum_k weights_k x_k to `out`, added in float32 (see `_adding_dtype`), rounded once.
 
     weights: [B, K] on the host.
     """
     *tensors, out = flattened([*tensors, out])
     # one problem needs no row for products, but torch converts an input to one of its own
-    scratch = _Scratch(1 if len(out) == 1 else 2, out, temporary=1)
-    on_device = torch.from_numpy(weights).to(out.device)
+    dtype = _adding_dtype(out, len(tensors))
+    scratch = _Scratch(1 if len(out) == 1 else 2, out, dtype, temporary=1)
+    on_device = torch.from_numpy(weights).to(device=out.device, dtype=dtype)
     for tile in tiles(out.shape, scratch.max_elements):
         target = out[tile]
         rows = scratch.rows(target.shape)
@@ -208,10 +209,12 @@ def weighted_median_sum(
     """
     *tensors, out = flattened([*tensors, out])
     k = len(tensors)
-    scratch = _Scratch(2 * k + 3, out, temporary=1)
-    factors = torch.from_numpy(scale).to(out.device)
-    center_factor = torch.from_numpy(center_weight[:, None]).to(out.device)
-    on_device = torch.from_numpy(weights).to(out.device)
+    dtype = _adding_dtype(out, k)
+    scratch = _Scratch(2 * k + 3, out, dtype, temporary=1)
+    factors, center_factor, on_device = (
+        torch.from_numpy(array).to(device=out.device, dtype=dtype)
+        for array in (scale, center_weight[:, None], weights)
+    )
     for tile in tiles(out.shape, scratch.max_elements):
         target = out[tile]
         rows = scratch.rows(target.shape)
@@ -223,6 +226,16 @@ def weighted_median_sum(
         )
         _add_weighted(total, product, tensors, weights[tile[0]], on_device[tile[0]], tile)
         target.copy_(total)
+
+
+def _adding_dtype(out: Tensor, count: int) -> torch.dtype:
+    """float32, or float64 where it shows: for float64 results, two inputs, and very many.
+
+    The mean of two neighboring bfloat16 values lies exactly between them, and float32 round-off
+    would toss a coin for each such tie; of very many inputs the round-off adds up.
+    """
+    enough = out.dtype != torch.float64 and 2 < count <= 16
+    return torch.float32 if enough else torch.float64
 
 
 def _add_weighted(
