@@ -8,13 +8,13 @@ this machine), and the peak memory of `fuse` beyond inputs and output. The best 
 all contenders taking turns in each.
 """
 
-import resource
 import time
 from collections.abc import Callable
 
 import click
 import torch
 from mergekit.merge_methods import merge_tensors
+from torch.profiler import ProfilerActivity, profile
 
 from mergekit_yoyo import fuse
 
@@ -34,12 +34,16 @@ def fine_tunes(count: int, shape: tuple[int, int]) -> list[torch.Tensor]:
     return [(base + 0.002 * torch.randn(shape)).to(torch.bfloat16) for _ in range(count)]
 
 
-def peak_scratch(tensors: list[torch.Tensor], center: str) -> int:
-    """Bytes by which a call raises the process's peak memory, less its output."""
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    fuse(tensors, center=center, anchor=0 if center == "anchor" else None)
-    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return (after - before) * 1024 - tensors[0].nbytes
+def peak_scratch(run: Callable[[], object], output: int) -> int:
+    """Bytes that torch had allocated at once during a call, less its output."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+        run()
+    events = [e for e in recorded.profiler.kineto_results.events() if e.name() == "[memory]"]
+    live = peak = 0
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        live += event.nbytes()
+        peak = max(peak, live)
+    return peak - output
 
 
 @click.command(help=__doc__.split("\n\n")[0])
@@ -57,13 +61,10 @@ def main(counts: str, rounds: int, size: int) -> None:
     click.echo(f"{torch.get_num_threads()} threads, times in floors (and in times of linear)\n")
     click.echo("| K | floor | " + " | ".join(kernels) + " | scratch |")
     click.echo("|---|---:|" + "---:|" * len(kernels) + "---:|")
-    scratch_before = 0
     for count in map(int, counts.split(",")):
         tensors = fine_tunes(count, (size, size))
         source = torch.cat([x.flatten() for x in tensors[:2]])
         target = torch.empty_like(source)
-        fuse([x[:64] for x in tensors])
-        scratch_before = max(scratch_before, peak_scratch(tensors, "geometric_median"))
         best = dict.fromkeys([*kernels, "copy"], float("inf"))
         for _ in range(rounds):
             best["copy"] = min(best["copy"], seconds(lambda: target.copy_(source)))  # noqa: B023
@@ -74,10 +75,15 @@ def main(counts: str, rounds: int, size: int) -> None:
         cells = [
             f"{best[name] / floor:.1f} ({best[name] / best['linear']:.2f})" for name in kernels
         ]
+        scratch = max(
+            peak_scratch(lambda: kernel(tensors), tensors[0].nbytes)  # noqa: B023
+            for name, kernel in kernels.items()
+            if name != "linear"
+        )
         click.echo(
             f"| {count} | {floor * 1e3:.1f} ms | "
             + " | ".join(cells)
-            + f" | {scratch_before / MIB:.0f} MiB |"
+            + f" | {scratch / MIB:.1f} MiB |"
         )
 
 

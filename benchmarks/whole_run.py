@@ -2,7 +2,7 @@
 
     python benchmarks/whole_run.py
 
-Writes three synthetic Llama checkpoints of 0.5 B parameters (bfloat16) to a temporary folder,
+Writes three synthetic Llama checkpoints of 516 M parameters (bfloat16) to a temporary folder,
 merges them with each method in turn, several times, and prints the best wall time and the peak
 memory of each, with their ratios. Needs about 5 GB of disk.
 """
@@ -25,7 +25,7 @@ CONFIG = LlamaConfig(
     vocab_size=32000,
     hidden_size=1536,
     intermediate_size=4096,
-    num_hidden_layers=16,
+    num_hidden_layers=18,
     num_attention_heads=16,
     num_key_value_heads=8,
     tie_word_embeddings=True,

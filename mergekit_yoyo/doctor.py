@@ -5,12 +5,10 @@ import sys
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
-import torch
-
 from mergekit_yoyo import __version__
 
 TESTED = {"mergekit": "0.1.5", "torch": "2.13.0", "transformers": "5.24.0", "safetensors": "0.8.0"}
-REINSTALL = "Install it again in this environment: pip install --force-reinstall --no-deps ."
+REINSTALL = "Install it again in this environment, from its folder: pip install --force-reinstall ."
 
 
 @dataclass(frozen=True)
@@ -52,6 +50,9 @@ def _registration() -> Finding:
     try:
         from mergekit import merge_methods
 
+        from mergekit_yoyo.method import register
+
+        register()
         merge_methods.get("yoyo_fusion")
     except Exception as error:
         return Finding(False, f"merge_method: yoyo_fusion is not registered: {error!r}", REINSTALL)
@@ -59,6 +60,10 @@ def _registration() -> Finding:
 
 
 def _devices() -> Finding:
+    try:
+        import torch
+    except ImportError as error:
+        return Finding(False, f"torch cannot be imported: {error}", "pip install torch")
     devices = [f"cpu ({torch.get_num_threads()} threads)"]
     devices += [
         f"cuda:{index} ({torch.cuda.get_device_name(index)})"

@@ -25,7 +25,7 @@ class Consensus:
         1 is fully trusted, 0 is rejected. All 1 where there is no residual.
     residual_norms: [B, K] ||R_k||.
     rank: [B] kept directions r'.
-    energy: [B] energy ratio p; energy_scale: [B] lambda.
+    energy: [B] energy ratio p; energy_scale: [B] lambda. Both 1 where step 4 ends the method.
     direction_scales: [B, K] s_j of the kept directions, NaN beyond the rank; global_scale: [B] s_g.
     """
 
@@ -62,7 +62,7 @@ def consensus(
     singular = np.sqrt(np.maximum(eigenvalues[:, ::-1], 0.0))
     vectors = vectors[:, :, ::-1]
     kept = singular > noise[:, None]
-    kept[:, max(k - 1, 1) :] = False
+    kept[:, k - 1 :] = False
     kept &= has_residual[:, None]
 
     # step 6
@@ -90,8 +90,8 @@ def consensus(
         weights=np.where(share_total > 0, weights, 1.0),
         residual_norms=residual_norms,
         rank=kept.sum(1),
-        energy=energy,
-        energy_scale=energy_scale,
+        energy=np.where(has_residual, energy, 1.0),
+        energy_scale=np.where(has_residual, energy_scale, 1.0),
         direction_scales=np.where(kept, direction_scales, np.nan),
         global_scale=global_scale,
     )

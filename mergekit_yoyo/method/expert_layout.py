@@ -1,7 +1,7 @@
 """Which packed tensors hold experts that checkpoints store apart: transformers' mapping decides.
 
-transformers 5 packs the experts of most families when it loads them (`MergeModulelist`, then
-`Concatenate` of gate and up); mergekit hands the packed tensors over. Families whose checkpoints
+transformers 5 stacks the experts of most families when it loads them, gate and up concatenated;
+mergekit hands the packed tensors over. Families whose checkpoints
 are packed by design (gpt-oss, Llama 4) have no such conversion and merge packed.
 """
 
@@ -13,6 +13,7 @@ from mergekit.merge_methods.base import TensorGroup
 
 from mergekit_yoyo.algorithm.options import Experts
 from mergekit_yoyo.algorithm.packing import WHOLE, Packing
+from mergekit_yoyo.errors import YoyoError
 
 
 def packing_of(group: TensorGroup, experts: Experts) -> Packing | Experts:
@@ -20,13 +21,18 @@ def packing_of(group: TensorGroup, experts: Experts) -> Packing | Experts:
 
     `auto` looks up the family of the first model; a direct call has no model to ask and gets
     `auto` back. The name decides within the family, never how the file at hand is stored.
+    `separate` in a YAML is meant for the experts only, though mergekit sends it with every tensor.
     """
-    first = group.entries[0].id
-    if experts != "auto" or not isinstance(first, ModelReference) or group.metadata.name is None:
+    first, name = group.entries[0].id, group.metadata.name
+    if not isinstance(first, ModelReference) or name is None:
         return experts
+    if experts == "separate":
+        return experts if "experts" in name and group.tensors[0].ndim >= 3 else WHOLE
+    if experts == "packed":
+        return WHOLE
     for model_type in _model_types(first):
         for target, packing in _packed_targets(model_type):
-            if target in group.metadata.name:
+            if target in name:
                 return packing
     return WHOLE
 
@@ -35,10 +41,16 @@ def packing_of(group: TensorGroup, experts: Experts) -> Packing | Experts:
 def _model_types(model: ModelReference) -> tuple[str, ...]:
     from mergekit.io.tasks import LoaderCache
 
-    try:
-        config = model.config(trust_remote_code=LoaderCache().trust_remote_code)
-    except (OSError, ValueError):  # raw tensors without a config: no family, nothing packed
+    cache_of_thread = LoaderCache()
+    if model not in cache_of_thread.loaders:  # a file of raw tensors: no family, nothing packed
         return ()
+    try:
+        config = model.config(trust_remote_code=cache_of_thread.trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise YoyoError(
+            f"{model}: its config cannot be read to tell how experts are packed ({error}). "
+            "Set experts: packed or experts: separate."
+        ) from error
     configs: list[Any] = [config, getattr(config, "text_config", None)]
     return tuple(c.model_type for c in configs if c is not None)
 
@@ -47,16 +59,18 @@ def _model_types(model: ModelReference) -> tuple[str, ...]:
 def _packed_targets(model_type: str) -> tuple[tuple[str, Packing], ...]:
     """The packed names of a family (parts of tensor names), and how each was packed."""
     from transformers.conversion_mapping import get_checkpoint_conversion_mapping
-    from transformers.core_model_loading import Concatenate, MergeModulelist, WeightConverter
+    from transformers.core_model_loading import Concatenate, WeightConverter
 
     found = []
     for transform in get_checkpoint_conversion_mapping(model_type) or []:
         if not isinstance(transform, WeightConverter):
             continue
-        operations = transform.operations
-        stacked = any(isinstance(op, MergeModulelist) and op.dim == 0 for op in operations)
-        joined = any(isinstance(op, Concatenate) and op.dim == 1 for op in operations)
-        packing = Packing(stacked, len(transform.source_patterns) if joined else 1)
+        sources = transform.source_patterns
+        stacked = all("experts.*." in source for source in sources)
+        joined = stacked or any(
+            isinstance(op, Concatenate) and op.dim == 1 for op in transform.operations
+        )
+        packing = Packing(stacked, len(sources) if joined else 1)
         if packing != WHOLE:
             found += [(target, packing) for target in transform.target_patterns]
     return tuple(found)

@@ -5,20 +5,23 @@ from typing import Any
 from mergekit.merge_methods.base import ParameterScope, ParameterSpec
 
 from mergekit_yoyo.algorithm.options import EPS, MAX_SCALE, TUKEY_C, check_choice, check_number
+from mergekit_yoyo.method.refusal import refusals
 
 
 class _Choice(ParameterSpec):  # type: ignore[misc]  # mergekit is not typed
     """An option with choices. Validated by us: pydantic would wrap the sentence that refuses."""
 
     def validate(self, value: Any) -> str:
-        return check_choice(self.name, value)
+        with refusals():
+            return check_choice(self.name, value)
 
 
 class _Number(ParameterSpec):  # type: ignore[misc]
     """A number with a range."""
 
     def validate(self, value: Any) -> float:
-        return check_number(self.name, value)
+        with refusals():
+            return check_number(self.name, value)
 
 
 def _choice(name: str, default: str, description: str) -> ParameterSpec:

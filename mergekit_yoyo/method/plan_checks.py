@@ -12,28 +12,22 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import click
 from mergekit.common import ModelReference
 from safetensors import safe_open
 
 from mergekit_yoyo.errors import YoyoError
+from mergekit_yoyo.method.refusal import PlanError
 
 # the tensors that hold scales and codes beside or instead of a quantized weight
 QUANTIZED_NAME = re.compile(
     r"\.(qweight|qzeros|g_idx|absmax|quant_map|quant_state\..+|SCB|weight_packed"
     r"|weight_scale(_inv|_2)?)$|_(blocks|scales|scale_inv)$"
 )
+CALLERS_TO_ASK = 4  # mergekit 0.1.5 asks directly; a subclass or a decorator may lie between
 TWO_STAGES = (
     "Give the first and the last slice equally many sources, or merge whole models first and "
     "arrange layers in a second stage with mergekit-multi."
 )
-
-
-class PlanError(click.ClickException):
-    """What a task is refused for. mergekit's commands print it as one sentence.
-
-    Not a YoyoError: tasks are pydantic models, and pydantic buries a ValueError in its own text.
-    """
 
 
 def check_model_files(input_ids: Sequence[Hashable]) -> None:
@@ -46,8 +40,13 @@ def check_model_files(input_ids: Sequence[Hashable]) -> None:
     for model in input_ids:
         if isinstance(model, ModelReference):
             loader = LoaderCache().loaders.get(model)
-            # without a loader the path is that of a file (mergekit-pytorch)
-            found = _quantized_tensor(Path(loader.index.base_path if loader else model.model.path))
+            if loader:
+                folder = Path(loader.index.base_path)
+                files = sorted({folder / file for file in loader.index.tensor_paths.values()})
+                found = _quantized_by(folder / "config.json", tuple(loader.index.tensor_paths))
+            else:  # mergekit-pytorch merges single files
+                files, found = [Path(model.model.path)], None
+            found = found or next(filter(None, map(_quantized_tensor, files)), None)
             if found:
                 raise YoyoError(
                     f"{model}: its weights are quantized ({found}). Their scales are separate "
@@ -55,19 +54,28 @@ def check_model_files(input_ids: Sequence[Hashable]) -> None:
                 )
 
 
-@cache
-def _quantized_tensor(weights: Path) -> str | None:
-    config = weights / "config.json"
+def _quantized_by(config: Path, names: tuple[str, ...]) -> str | None:
+    """What the config or the names of the tensors say of a quantization."""
     settings = json.loads(config.read_text("utf-8")) if config.is_file() else {}
     if quantization := settings.get("quantization_config"):
         return f"quantization_config: {quantization.get('quant_method', 'unknown method')}"
-    one_file = weights.suffix == ".safetensors" and weights.is_file()
-    for file in [weights] if one_file else sorted(weights.glob("*.safetensors")):
-        with safe_open(file, framework="pt") as tensors:
-            for name in tensors.keys():  # noqa: SIM118
-                dtype = tensors.get_slice(name).get_dtype()
-                if dtype.startswith(("F8", "F4", "F6")) or QUANTIZED_NAME.search(name):
-                    return f"{name} is {dtype}"
+    return next((name for name in names if QUANTIZED_NAME.search(name)), None)
+
+
+def _quantized_tensor(file: Path) -> str | None:
+    if file.suffix != ".safetensors" or not file.is_file():
+        return None
+    return _quantized_in(file, file.stat().st_mtime_ns)
+
+
+@cache
+def _quantized_in(file: Path, changed: int) -> str | None:
+    """The first quantized tensor in the header of a file as it was at a time."""
+    with safe_open(file, framework="pt") as tensors:
+        for name in tensors.keys():  # noqa: SIM118
+            dtype = tensors.get_slice(name).get_dtype()
+            if dtype.startswith(("F8", "F4", "F6")) or QUANTIZED_NAME.search(name):
+                return f"{name} is {dtype}"
     return None
 
 
@@ -79,10 +87,16 @@ def check_task() -> None:
     """
     from mergekit.merge_methods.task_adapter import ExecuteMergeMethodTask
 
-    task = sys._getframe(2).f_locals.get("self")
-    if isinstance(task, ExecuteMergeMethodTask):
-        _check_all_models_gathered(task)
-        _check_anchor(task)
+    frame = sys._getframe(1)
+    for _ in range(CALLERS_TO_ASK):
+        if frame.f_back is None:
+            return
+        frame = frame.f_back
+        task = frame.f_locals.get("self")
+        if isinstance(task, ExecuteMergeMethodTask):
+            _check_all_models_gathered(task)
+            _check_anchor(task)
+            return
 
 
 def _check_all_models_gathered(task: Any) -> None:
@@ -112,7 +126,7 @@ def _check_anchor(task: Any) -> None:
     if task.output_weight.optional and not _has_weight(task, base):
         raise PlanError(
             f"{name}: the anchor {base} lacks this optional tensor. Choose another center for it "
-            f"with a filter: {{filter: {name.split('.')[-2]}, value: geometric_median}}."
+            f"with a filter: {{filter: {name}, value: geometric_median}}."
         )
 
 
@@ -122,7 +136,7 @@ def _has_weight(task: Any, model: ModelReference) -> bool:
     weights, loader = _gathered_weights(task), LoaderCache().loaders.get(model)
     if weights is None or loader is None:
         return True  # not a checkpoint on disk: the merge itself will tell
-    weight = dict(weights)[model]
+    weight = weights[model]
     names = [weight.name, *(weight.aliases or ()), *(weight.tied_names or ())]
     return any(name in loader.index.tensor_paths for name in names)
 

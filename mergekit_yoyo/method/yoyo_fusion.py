@@ -21,6 +21,7 @@ from mergekit_yoyo.errors import YoyoError
 from mergekit_yoyo.method.expert_layout import packing_of
 from mergekit_yoyo.method.parameters import PARAMETERS
 from mergekit_yoyo.method.plan_checks import check_model_files, check_task
+from mergekit_yoyo.method.refusal import refusals
 
 
 class YoyoFusion(GroupMergeMethod):  # type: ignore[misc]  # mergekit is not typed
@@ -48,15 +49,23 @@ class YoyoFusion(GroupMergeMethod):  # type: ignore[misc]  # mergekit is not typ
     ) -> None:
         """mergekit's check of a slice or tensor, while planning and again before merging it.
 
-        Raises YoyoError for inputs that are quantized, and PlanError for a head or norm that
+        Raises MergeError for inputs that are quantized, and PlanError for a head or norm that
         mergekit would build from too few models and for an anchor that is missing.
         """
         super().validate_inputs(input_ids, base_id, group_name=group_name)
-        check_model_files(input_ids)
+        with refusals():
+            check_model_files(input_ids)
         check_task()
 
     def merge_group(self, group: TensorGroup, /, **parameters: Any) -> Tensor:
-        """Merge one tensor. `parameters` are those of `PARAMETERS`, validated."""
+        """Merge one tensor. `parameters` are those of `PARAMETERS`, validated.
+
+        Raises MergeError for inputs that cannot be merged, naming tensor and model.
+        """
+        with refusals():
+            return self._merge(group, **parameters)
+
+    def _merge(self, group: TensorGroup, **parameters: Any) -> Tensor:
         name = group.metadata.name or "tensor"
         labels = [
             f"input {entry.id}" if isinstance(entry.id, int) else str(entry.id)
