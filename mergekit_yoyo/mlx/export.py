@@ -7,6 +7,7 @@ card. All in a hidden sibling of the target, which is renamed at the end.
 
 import json
 import shutil
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,12 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 from mlx_lm.utils import load_config, load_tokenizer, make_shards, save_config
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from safetensors import SafetensorError, safe_open
 
+from mergekit_yoyo.card import read_card, read_section
 from mergekit_yoyo.errors import YoyoError
 from mergekit_yoyo.mlx.bridge import Bridge, bridge_config, declared_config
-from mergekit_yoyo.mlx.card import write_card
+from mergekit_yoyo.mlx.card import SECTION, begun_card, write_card
 from mergekit_yoyo.mlx.plan import Plan, plan_model
 from mergekit_yoyo.mlx.recipes import Recipe, parse_recipe
 from mergekit_yoyo.mlx.source import Source, open_source
@@ -114,7 +117,7 @@ def export_model(
         context: tokens that the export is meant for; the model's own length by default.
         base_model: the card's `base_model`, by default the source's Hub name.
         revision: of a Hub source.
-        overwrite: replace `target` if it exists.
+        overwrite: replace `target` if it is an earlier export.
         progress: show it on stderr.
 
     Raises:
@@ -123,11 +126,15 @@ def export_model(
             is then as it was.
     """
     recipe = _recipe(recipe)
+    if max_kl is not None and not max_kl >= 0:
+        raise YoyoError(f"--max-kl: expected a divergence of 0 or more; got {max_kl}.")
     opened = open_source(source, revision=revision)
     bridge, declared = _bridge(opened, context)
     target = Path(target)
-    if target.resolve() == opened.folder.resolve():
-        raise YoyoError(f"{target}: this is the source. Choose another folder for the mlx model.")
+    _check_target(target, opened.folder, overwrite)
+    name, base_model = target.resolve().name, base_model or opened.repo
+    earlier = read_card(target / "README.md")
+    card = begun_card(opened, name=name, base_model=base_model, previous=earlier)
     tokenizer = _tokenizer(opened.folder)
     carried = _carried_bytes(opened)
     layout = None
@@ -140,7 +147,11 @@ def export_model(
         model = skeleton(bridge, stored_dtype(opened.folder))
     plan = plan_model(model, recipe, carried_bytes=carried)
     notes = [*bridge.doubts]
+    if context is not None:
+        notes.append(f"made for conversations of up to {context:,} tokens (--max-context)")
     verify = _whether_to_verify(verify, plan.parameters, bridge, declared, notes)
+    if max_kl is not None and not verify:
+        raise YoyoError(f"--max-kl {max_kl}: nothing would be measured: {notes[-1]}.")
     needed = plan.folder_bytes
     if layout:
         needed += sum(info.nbytes for info in layout.targets.values())
@@ -184,20 +195,42 @@ def export_model(
                 )
         notes += plan.notes
         write_card(
-            staging,
-            opened,
-            plan,
-            verification,
-            notes,
-            name=target.name,
-            base_model=base_model,
-            previous=_text(target / "README.md"),
+            staging, card, opened, plan, verification, notes, name=name, base_model=base_model
         )
     return Export(target, plan, verification, tuple(notes))
 
 
-def _text(path: Path) -> str:
-    return path.read_text() if path.exists() else ""
+def _check_target(target: Path, source: Path, overwrite: bool) -> None:
+    """Refuse a target whose replacement would destroy anything but an earlier export."""
+    place, source = target.resolve(), source.resolve()
+    if place == source:
+        raise YoyoError(f"{target}: this is the source. Choose another folder for the mlx model.")
+    if place in source.parents:
+        raise YoyoError(
+            f"{target}: the source lies in it. Choose another folder for the mlx model."
+        )
+    names = sorted(path.name for path in place.iterdir()) if place.is_dir() else []
+    if names and not _is_export(place):
+        shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+        raise YoyoError(
+            f"{target}: holds other files ({shown}); delete it yourself or choose another name."
+        )
+    if names and not overwrite:
+        raise YoyoError(
+            f"{target}: an earlier export is here. Replace it with --overwrite or choose another "
+            "name."
+        )
+
+
+def _is_export(folder: Path) -> bool:
+    """Whether a folder is an mlx export: by our section of its card, or by mlx's weights."""
+    with suppress(YoyoError):  # markers that cannot be read are not ours to replace
+        if read_section(read_card(folder / "README.md"), SECTION) is not None:
+            return True
+    for file in folder.glob("model*.safetensors"):
+        with suppress(OSError, SafetensorError), safe_open(file, framework="np") as opened:
+            return (opened.metadata() or {}).get("format") == "mlx"
+    return False
 
 
 def _carried_bytes(source: Source) -> int:
@@ -284,7 +317,14 @@ def _write_weights(model: nn.Module, plan: Plan, folder: Path, steps: "_Steps") 
             if len(shards) == 1
             else f"model-{i + 1:05}-of-{len(shards):05}.safetensors"
         )
-        mx.save_safetensors(str(folder / file), shard, metadata={"format": "mlx"})
+        try:
+            mx.save_safetensors(str(folder / file), shard, metadata={"format": "mlx"})
+        except RuntimeError as error:
+            if not str(error).startswith("[write]"):
+                raise
+            raise YoyoError(
+                f"{file}: mlx could not write it ({error}). Is the disk full? Nothing was written."
+            ) from None
         weight_map |= dict.fromkeys(shard, file)
         steps.advance(sum(array.nbytes for array in shard.values()))
     index = {
