@@ -183,9 +183,9 @@ def test_a_file_with_two_names_is_written_under_one(tmp_path: Path) -> None:
     for name in names:
         (tmp_path / "original" / name).write_bytes(b"original")
         os.link(tmp_path / "original" / name, tmp_path / "new" / name)
-    tensors = {"a": torch.ones(100), "b": torch.zeros(100)}
+    tensors = {"a": torch.ones(200), "b": torch.zeros(200)}
     infos = {name: TensorInfo(tuple(t.shape), t.dtype) for name, t in tensors.items()}
-    assert sorted(write_checkpoint(tmp_path / "new", infos, tensors.items(), "400B")) == names
+    assert sorted(write_checkpoint(tmp_path / "new", infos, tensors.items(), "1KB")) == names
     for name in names:
         assert (tmp_path / "original" / name).read_bytes() == b"original"
     assert torch.equal(load_file(tmp_path / "new" / names[0])["a"], tensors["a"])

@@ -92,7 +92,7 @@ def test_a_folder_that_cannot_be_renamed_is_told_in_a_sentence(
 
     monkeypatch.setattr(Path, "rename", rename)
     with (
-        pytest.raises(YoyoError, match="cannot be replaced .* Choose another name"),
+        pytest.raises(YoyoError, match=r"cannot be replaced .* Choose another name"),
         staged_folder(target, overwrite=True) as staging,
     ):
         (staging / "a").write_text("new")

@@ -84,10 +84,14 @@ def check_card(card: str) -> None:
     try:
         FrontMatter.model_validate(metadata)
     except ValidationError as error:
+        details = error.errors()
+        # A value or a list of them: that it is not the other of the two is no news then.
+        told = {d["loc"][:1] for d in details if not d["type"].endswith("_type")}
         problems = [
-            f"{_place(detail['loc'], metadata)}: "
+            f"{_place(detail['loc'], metadata)}"
             f"{detail['msg'].removeprefix('Value error, ')} (got {detail['input']!r})"
-            for detail in error.errors()
+            for detail in details
+            if not (detail["type"].endswith("_type") and detail["loc"][:1] in told)
         ]
         raise YoyoError("model card, front matter: " + "; ".join(problems)) from None
     if not metadata:  # nothing that could be lost
@@ -120,7 +124,8 @@ def validate_online(card: str) -> None:
 
 
 def _place(location: Sequence[str | int], data: Any) -> str:
-    """Where in `data` a value was refused: keys and numbers, without pydantic's names of types."""
+    """Where in `data` a value was refused: keys and numbers, without pydantic's names of types, and
+    a colon; nothing if it is `data` as a whole."""
     place = []
     for part in location:
         if (isinstance(data, Mapping) and part in data) or (
@@ -130,7 +135,7 @@ def _place(location: Sequence[str | int], data: Any) -> str:
         elif not isinstance(data, Mapping) or part != location[-1]:  # a key may be missing
             continue
         place.append(str(part))
-    return ".".join(place)
+    return ".".join(place) + ": " if place else ""
 
 
 def _set_key(lines: str, key: str, value: Any) -> str:
