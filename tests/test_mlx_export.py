@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from functools import partial
+from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
 import mlx.core as mx
@@ -396,6 +397,8 @@ def test_a_shorter_context_stands_in_config_card_and_output(merged, tmp_path):
     assert config["max_position_embeddings"] == 64
     assert bridge_folder(source).config["max_position_embeddings"] > 64
     assert bridge_folder(source, context=10**6).config == bridge_folder(source).config
+    long = export_model(source, tmp_path / "long", "q8", context=10**6, verify=False)
+    assert not [note for note in long.notes if "--max-context" in note]
 
 
 def test_the_card_says_what_the_recipe_really_is(merged):
@@ -435,6 +438,12 @@ def test_the_command_explains_mistakes_without_a_traceback(merged, tmp_path):
     assert "pip install '.[mlx]'" in missing.stderr
     assert "Traceback" not in missing.stderr
     assert list(tmp_path.iterdir()) == []
+    (tmp_path / "mlx").mkdir()  # an mlx whose library cannot be loaded
+    (tmp_path / "mlx" / f"core{EXTENSION_SUFFIXES[0]}").write_bytes(b"no library")
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    broken = yoyo_mlx(merged, tmp_path / "out", "--quant", "q4", PYTHONPATH=path)
+    assert broken.returncode == 2
+    assert "mlx cannot be imported" in broken.stderr
 
 
 def test_a_source_on_the_hub_is_fetched_by_huggingface_hub(merged, tmp_path):

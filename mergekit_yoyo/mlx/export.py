@@ -7,7 +7,6 @@ card. All in a hidden sibling of the target, which is renamed at the end.
 
 import json
 import shutil
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,15 +19,15 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 from mlx_lm.utils import load_config, load_tokenizer, make_shards, save_config
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
-from safetensors import SafetensorError, safe_open
 
-from mergekit_yoyo.card import read_card, read_section
+from mergekit_yoyo.card import read_card
 from mergekit_yoyo.errors import YoyoError
 from mergekit_yoyo.mlx.bridge import Bridge, bridge_config, declared_config
-from mergekit_yoyo.mlx.card import SECTION, begun_card, write_card
+from mergekit_yoyo.mlx.card import begun_card, write_card
 from mergekit_yoyo.mlx.plan import Plan, plan_model
 from mergekit_yoyo.mlx.recipes import Recipe, parse_recipe
 from mergekit_yoyo.mlx.source import Source, open_source
+from mergekit_yoyo.mlx.target import check_target
 from mergekit_yoyo.mlx.verify import (
     Verification,
     check_graph,
@@ -131,8 +130,8 @@ def export_model(
     opened = open_source(source, revision=revision)
     bridge, declared = _bridge(opened, context)
     target = Path(target)
-    _check_target(target, opened.folder, overwrite)
-    name, base_model = target.resolve().name, base_model or opened.repo
+    check_target(target, opened.folder, overwrite=overwrite)
+    name, base_model = target.name, base_model or opened.repo
     earlier = read_card(target / "README.md")
     card = begun_card(opened, name=name, base_model=base_model, previous=earlier)
     tokenizer = _tokenizer(opened.folder)
@@ -147,7 +146,8 @@ def export_model(
         model = skeleton(bridge, stored_dtype(opened.folder))
     plan = plan_model(model, recipe, carried_bytes=carried)
     notes = [*bridge.doubts]
-    if context is not None:
+    length = declared and getattr(declared.get_text_config(), "max_position_embeddings", None)
+    if context is not None and context < (length or 2**62):
         notes.append(f"made for conversations of up to {context:,} tokens (--max-context)")
     verify = _whether_to_verify(verify, plan.parameters, bridge, declared, notes)
     if max_kl is not None and not verify:
@@ -198,39 +198,6 @@ def export_model(
             staging, card, opened, plan, verification, notes, name=name, base_model=base_model
         )
     return Export(target, plan, verification, tuple(notes))
-
-
-def _check_target(target: Path, source: Path, overwrite: bool) -> None:
-    """Refuse a target whose replacement would destroy anything but an earlier export."""
-    place, source = target.resolve(), source.resolve()
-    if place == source:
-        raise YoyoError(f"{target}: this is the source. Choose another folder for the mlx model.")
-    if place in source.parents:
-        raise YoyoError(
-            f"{target}: the source lies in it. Choose another folder for the mlx model."
-        )
-    names = sorted(path.name for path in place.iterdir()) if place.is_dir() else []
-    if names and not _is_export(place):
-        shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-        raise YoyoError(
-            f"{target}: holds other files ({shown}); delete it yourself or choose another name."
-        )
-    if names and not overwrite:
-        raise YoyoError(
-            f"{target}: an earlier export is here. Replace it with --overwrite or choose another "
-            "name."
-        )
-
-
-def _is_export(folder: Path) -> bool:
-    """Whether a folder is an mlx export: by our section of its card, or by mlx's weights."""
-    with suppress(YoyoError):  # markers that cannot be read are not ours to replace
-        if read_section(read_card(folder / "README.md"), SECTION) is not None:
-            return True
-    for file in folder.glob("model*.safetensors"):
-        with suppress(OSError, SafetensorError), safe_open(file, framework="np") as opened:
-            return (opened.metadata() or {}).get("format") == "mlx"
-    return False
 
 
 def _carried_bytes(source: Source) -> int:
