@@ -408,11 +408,11 @@ def test_the_card_says_what_the_recipe_really_is(merged):
         "once in every 3 layers from layer 1, the attention projections (`[vo]_proj`)" in sentence
     )
     assert "; modules `down` at 3 bits; groups of 64" in sentence
-    assert "the choice made for this export" in sentence
+    assert "these projections and layers were chosen for this export" in sentence
     sentence = _deckard(parse_recipe("qx86x-hi"))
     assert "once in every 4 layers from layer 0, the attention projections (all)" in sentence
     assert "the first 1 layer(s) wholly so; groups of 32" in sentence
-    assert "mergekit-yoyo's own definition" in sentence
+    assert "layers are mergekit-yoyo's own definition" in sentence
     assert "attention" not in _deckard(parse_recipe("qx86").changed(period=0))
 
 

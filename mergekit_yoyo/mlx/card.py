@@ -161,10 +161,10 @@ def _deckard(recipe: Recipe) -> str:
         for pattern, bits in recipe.modules.items()
     ]
     defaults = (recipe.period, recipe.offset, recipe.projections) == (4, 0, (".*",))
-    owner = "mergekit-yoyo's own definition" if defaults else "the choice made for this export"
+    chosen_by = "are mergekit-yoyo's own definition" if defaults else "were chosen for this export"
     return (
         f"{'; '.join(parts)}; groups of {recipe.group_size}. The idea is the published one of the "
-        f"Deckard (qx) quantizations; which projections and layers are chosen is {owner}."
+        f"Deckard (qx) quantizations; these projections and layers {chosen_by}."
     )
 
 
