@@ -1,6 +1,8 @@
 """Folders that are finished or not there: written beside their target, moved into place at the end.
 
-A crash, an exception or Ctrl-C leaves the target as it was; nothing half-written bears its name.
+An exception or Ctrl-C leaves the target as it was; nothing half-written bears its name. A process
+that is killed (SIGKILL, power) leaves at most a hidden folder beside the target: the unfinished one
+or, between the two renames that replace a folder, the old one as `.NAME.replaced-...`.
 """
 
 import errno
@@ -26,8 +28,8 @@ def staged_folder(target: Path, *, overwrite: bool, needed_bytes: int = 0) -> It
         needed_bytes: what will be written, checked against the free space first.
 
     Raises:
-        YoyoError: `target` exists and `overwrite` is false, is no folder or the one we are in, or
-            the disk is full.
+        YoyoError: `target` exists and `overwrite` is false, is no folder, the one we are in or one
+            that cannot be renamed, or the disk is full.
     """
     target = target.resolve()
     if target.exists() and not target.is_dir():
@@ -52,7 +54,15 @@ def staged_folder(target: Path, *, overwrite: bool, needed_bytes: int = 0) -> It
         # mkdtemp makes private folders; a model folder has the usual permissions of its place.
         staging.chmod((target if target.exists() else target.parent).stat().st_mode & 0o777)
         yield staging
-        _move_into_place(staging, target)
+        try:
+            _move_into_place(staging, target)
+        except OSError as error:
+            if error.errno not in (errno.EXDEV, errno.EBUSY):
+                raise
+            raise YoyoError(
+                f"{target}: this folder cannot be replaced ({error.strerror}): it seems to be the "
+                "root of a disk or in use. Choose another name."
+            ) from None
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
@@ -92,13 +102,15 @@ def _move_into_place(staging: Path, target: Path) -> None:
         return
     # A folder that is not empty cannot be renamed over: step aside, and back if the move fails.
     aside = staging.with_name(staging.name.replace(".unfinished-", ".replaced-"))
-    target.rename(aside)
     try:
+        target.rename(aside)
         staging.rename(target)
-    except BaseException:
-        aside.rename(target)
-        raise
-    shutil.rmtree(aside)
+    finally:  # also if Ctrl-C comes between any two of these lines
+        if aside.exists():
+            if not target.exists():
+                aside.rename(target)
+            elif not staging.exists():
+                shutil.rmtree(aside, ignore_errors=True)
 
 
 def write_files(files: Mapping[Path, bytes]) -> None:

@@ -107,7 +107,8 @@ def assert_is_merge(
     tensor: torch.Tensor, inputs: Sequence[torch.Tensor], what: str = "", **options: Any
 ) -> None:
     """The tensor is the oracle's merge of the inputs, as exact as its dtype allows."""
-    expected = torch.from_numpy(yoyo_fusion([x.double().numpy() for x in inputs], **options))
+    reference = yoyo_fusion([x.double().numpy() for x in inputs], **options)
+    expected = torch.from_numpy(reference.merge)
     assert tensor.shape == expected.shape, what
     if tensor.dtype == torch.float32:
         error = (tensor.double() - expected).norm() / expected.norm()

@@ -1,5 +1,7 @@
 """Model cards: marked sections, front matter changed key by key, the schema, what inputs carry."""
 
+from pathlib import Path
+
 import pytest
 
 from mergekit_yoyo import card as cards
@@ -108,6 +110,34 @@ def test_front_matter_of_any_shape_is_updated(text: str, expected: str) -> None:
 def test_each_key_is_checked_offline(line: str, message: str) -> None:
     with pytest.raises(YoyoError, match=message):
         cards.check_card(f"---\n{line}\n---\n# T\n")
+
+
+def test_a_refused_key_is_named_as_the_user_wrote_it() -> None:
+    with pytest.raises(YoyoError) as caught:
+        cards.check_card("---\nbase_model: [a/b, ./models/a]\n---\n")
+    assert "front matter: base_model.1: expected a name on the Hub" in str(caught.value)
+    assert "[" not in str(caught.value).split("(got")[0]
+    with pytest.raises(YoyoError, match="front matter: base_model: expected a name"):
+        cards.check_card("---\nbase_model: ./models/a\n---\n")
+
+
+@pytest.mark.parametrize("card", ["", "# T\n", "---\n---\n# T\n"])
+def test_a_card_without_front_matter_passes_in_silence(
+    card: str, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    cards.check_card(card)
+    assert not caplog.records
+    assert capfd.readouterr().err == ""
+
+
+def test_a_card_file_is_read_as_it_is_or_refused(tmp_path: Path) -> None:
+    file = tmp_path / "README.md"
+    assert cards.read_card(file) == ""
+    file.write_bytes(b"# T\r\n\xc3\xa9")
+    assert cards.read_card(file) == "# T\r\né"
+    file.write_bytes(b"\xff\xfe")
+    with pytest.raises(YoyoError, match=r"README\.md: expected a text in UTF-8"):
+        cards.read_card(file)
 
 
 def test_a_full_card_passes_and_keeps_its_users_keys() -> None:

@@ -174,6 +174,61 @@ def test_written_files_are_those_of_safetensors(tmp_path: Path) -> None:
     assert (tmp_path / "model.safetensors").read_bytes() == (tmp_path / "theirs").read_bytes()
 
 
+def test_a_file_with_two_names_is_written_under_one(tmp_path: Path) -> None:
+    from mergekit_yoyo.finish.weights import INDEX_FILE, TensorInfo, write_checkpoint
+
+    (tmp_path / "original").mkdir()
+    (tmp_path / "new").mkdir()
+    names = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", INDEX_FILE]
+    for name in names:
+        (tmp_path / "original" / name).write_bytes(b"original")
+        os.link(tmp_path / "original" / name, tmp_path / "new" / name)
+    tensors = {"a": torch.ones(200), "b": torch.zeros(200)}
+    infos = {name: TensorInfo(tuple(t.shape), t.dtype) for name, t in tensors.items()}
+    assert sorted(write_checkpoint(tmp_path / "new", infos, tensors.items(), "1KB")) == names
+    for name in names:
+        assert (tmp_path / "original" / name).read_bytes() == b"original"
+    assert torch.equal(load_file(tmp_path / "new" / names[0])["a"], tensors["a"])
+
+
+def test_files_of_another_checkpoint_are_not_mixed_in(tmp_path: Path) -> None:
+    from mergekit_yoyo.finish.weights import INDEX_FILE, Checkpoint
+
+    def refused(message: str) -> None:
+        with pytest.raises(YoyoError, match=message):
+            Checkpoint(tmp_path)
+
+    one, two = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
+    save_file({"a": torch.ones(1)}, tmp_path / one)
+    save_file({"a": torch.ones(1), "b": torch.ones(1)}, tmp_path / two)
+    refused(f"a is in {one} and in {two}")
+    index = tmp_path / INDEX_FILE
+    index.write_text(json.dumps({"weight_map": {"a": two, "b": two}}))
+    refused(f"{one} is not named in {INDEX_FILE}")
+    (tmp_path / one).unlink()
+    save_file({"c": torch.ones(1)}, tmp_path / "adapter.safetensors")
+    with Checkpoint(tmp_path) as checkpoint:
+        assert list(checkpoint.tensors) == ["a", "b"]
+    for damaged in ("{}", '{"weight_map": ["a"]}', '{"weight_map": {"a": 1}}'):
+        index.write_text(damaged)
+        refused("expected a `weight_map` of tensor names to files")
+    index.write_text('{"weight_map": {"a"')
+    refused(f"{INDEX_FILE}: cannot be read")
+
+
+def test_damaged_files_of_an_input_are_no_traceback(place: Path, tmp_path: Path) -> None:
+    donor = shutil.copytree(place / "llama", tmp_path / "donor")
+    (donor / "README.md").write_bytes(b"\xff\xfe")
+    (tmp_path / "merge.yml").write_text(passthrough(donor, 2))
+    merged = shutil.copytree(place / "llama-merged", tmp_path / "merged")
+    arguments = [merged, "--config", tmp_path / "merge.yml", "--check"]
+    assert run(*arguments).exit_code == 1  # its license is unknown, and that is all
+    (donor / "model.safetensors.index.json").write_text("{}")
+    result = run(*arguments)
+    assert result.exit_code == 2
+    assert "model.safetensors.index.json: expected a `weight_map`" in result.stderr
+
+
 def test_lost_precision_is_named_and_the_dtype_stays(place: Path, tmp_path: Path) -> None:
     result = run(place / "rounded", "-o", tmp_path / "out")
     assert result.exit_code == 0
@@ -451,15 +506,13 @@ def test_the_card_says_where_the_merge_comes_from(place: Path, merge: Path) -> N
         assert words in text
 
 
-def test_the_card_shows_what_each_input_weighed(place: Path) -> None:
+def test_the_card_names_each_input_and_the_method(place: Path) -> None:
     from mergekit_yoyo.finish.body import finished_card
     from mergekit_yoyo.finish.recipe import read_recipe
 
-    recipe = read_recipe(place / "linear.yml")
-    weights = {str(place / "llama"): 0.25, str(place / "llama-other"): 0.75}
-    card, notes = finished_card("", "mine", recipe, weights)
-    assert "| `llama` (local) | apache-2.0 | 25.0% |" in card
-    assert "| `llama-other` (local) | apache-2.0 | 75.0% |" in card
+    card, notes = finished_card("", "mine", read_recipe(place / "linear.yml"))
+    assert "| `llama` (local) | apache-2.0 |" in card
+    assert "| `llama-other` (local) | apache-2.0 |" in card
     assert "\n# mine\n" in card
     assert notes == []
     method = "by [Linear](https://arxiv.org/abs/2203.05482), made with"
@@ -594,6 +647,7 @@ def test_errors_are_sentences(place: Path, merge: Path, tmp_path: Path) -> None:
         ([merge, "--donor", "./gone/a/b"], ["neither a folder nor a model of the Hub"]),
         ([merge, "-o", place], ["exists and is not empty"]),
         ([merge, "-o", merge], ["this is the merge itself"]),
+        ([merge, "-o", merge / "deep" / "out"], ["this is inside the merge"]),
         ([merge, "--max-shard-size", "5XB"], ["--max-shard-size", "5GB"]),
     ]:
         result = run(*arguments)

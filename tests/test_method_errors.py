@@ -75,7 +75,10 @@ PLANNED = {
     ),
     "anchor without the tensor": Case(
         recipe(["./biased", "./biased2"], "base_model: ./unbiased\n", center="anchor"),
-        ("k_proj.bias: the anchor ./unbiased lacks this optional tensor", "filter: k_proj"),
+        (
+            "k_proj.bias: the anchor ./unbiased lacks this optional tensor",
+            "filter: model.layers.0.self_attn.k_proj.bias",
+        ),
     ),
     "norm of one": Case(
         sliced([(["./a"], 0, 1), (ABC, 1, 3)]),

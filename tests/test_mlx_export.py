@@ -2,12 +2,14 @@
 
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from functools import partial
+from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
 import mlx.core as mx
@@ -17,12 +19,15 @@ import pytest
 import torch
 from mlx_families import REFUSED, RIGHT, tiny_model
 from mlx_lm.utils import load_model, make_shards
+from safetensors.torch import load_file, save_file
 
 from mergekit_yoyo.card import check_card, read_metadata, read_section, update_metadata
 from mergekit_yoyo.errors import YoyoError
-from mergekit_yoyo.mlx import export, export_model, plan_export
+from mergekit_yoyo.mlx import export, export_model, parse_recipe, plan_export
 from mergekit_yoyo.mlx.bridge import bridge_folder
+from mergekit_yoyo.mlx.card import _deckard
 from mergekit_yoyo.mlx.export import _whether_to_verify
+from mergekit_yoyo.mlx.verify import measure_drift
 
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
@@ -123,7 +128,9 @@ def test_an_overwritten_export_keeps_what_the_user_wrote(merged, tmp_path):
     export_model(merged, target, "q8", verify=False)
     card = target / "README.md"
     card.write_text(card.read_text().replace("# mlx\n", "# My model\n\nBest at haiku.\n"))
-    assert "choose another name" in str(_refusal(merged, target, "q4")).lower()
+    assert "Replace it with --overwrite or choose another name" in str(
+        _refusal(merged, target, "q4")
+    )
     export_model(merged, target, "q4", verify=False, overwrite=True)
     assert "Best at haiku." in card.read_text()
     assert "recipe `q4`" in card.read_text()
@@ -277,11 +284,18 @@ def test_bad_sources_are_refused_with_a_sentence(merged, tmp_path):
     refused(bare, "no tokenizer")
     cut = _copy(merged, tmp_path / "cut")
     (cut / "model.safetensors").write_bytes((merged / "model.safetensors").read_bytes()[:5000])
-    refused(cut, "not a readable safetensors file")
+    refused(cut, "this safetensors file cannot be read")
     part = _copy(merged, tmp_path / "part")
     index = {"weight_map": {"a": "model-00001-of-00002.safetensors"}}
     (part / "model.safetensors.index.json").write_text(json.dumps(index))
-    refused(part, "1 of 1 weight files are missing")
+    refused(part, "names 1 files; 1 of them are not there")
+    for damaged in ("{}", '{"weight_map": {"a"'):
+        (part / "model.safetensors.index.json").write_text(damaged)
+        refused(part, "model.safetensors.index.json: ")
+    (part / "model.safetensors.index.json").unlink()
+    shutil.copy(part / "model.safetensors", part / "model-00001-of-00001.safetensors")
+    refused(part, "is in model-00001-of-00001.safetensors and in model.safetensors")
+    (part / "model-00001-of-00001.safetensors").unlink()
     (part / "model.safetensors").rename(part / "pytorch_model.bin")
     refused(part, "expected weights in model*.safetensors; got pytorch_model.bin")
     assert "this is the source" in str(_refusal(merged, merged, "q4"))
@@ -289,6 +303,128 @@ def test_bad_sources_are_refused_with_a_sentence(merged, tmp_path):
         _refusal(merged, target, "q4", verify=False, base_model="/not/a/name")
     )
     assert not target.exists()
+
+
+def test_overwrite_replaces_nothing_but_an_export(merged, tmp_path):
+    source = shutil.copytree(merged, tmp_path / "models" / "source")
+    for target in (tmp_path / "models", tmp_path):
+        message = str(_refusal(source, target, "q4", verify=False, overwrite=True))
+        assert "the source lies in it" in message
+    target = tmp_path / "notes"
+    target.mkdir()
+    export_model(source, target, "q4", verify=False)  # empty
+    (target / "README.md").unlink()
+    export_model(source, target, "q4", verify=False, overwrite=True)  # known by its weights
+    (target / "model.safetensors").unlink()
+    export_model(source, target, "q4", verify=False, overwrite=True)  # known by its card
+    (target / "README.md").write_text("# Mine\n")
+    (target / "model.safetensors").unlink()
+    message = str(_refusal(source, target, "q4", verify=False, overwrite=True))
+    assert "holds other files (README.md, config.json, " in message
+    assert "delete it yourself or choose another name" in message
+    assert (target / "README.md").read_text() == "# Mine\n"
+    assert (source / "model.safetensors").exists()
+
+
+def test_what_cannot_be_told_or_measured_is_refused_before_any_work(merged, tmp_path):
+    target = tmp_path / "mlx"
+    before = time.monotonic()
+    refusals = [
+        ("--max-kl 0.1: nothing would be measured", {"verify": False, "max_kl": 0.1}),
+        ("--max-kl: expected a divergence", {"max_kl": float("nan")}),
+        ("expected a name on the Hub", {"base_model": "/not/a/name"}),
+    ]
+    for message, options in refusals:
+        assert message in str(_refusal(merged, target, "q4", **options))
+    source = shutil.copytree(merged, tmp_path / "source")
+    for card, message in [
+        (b"---\nlicense: apache\n---\n", "nearest: apache-2.0"),
+        (b"\xff\xfe", "README.md: expected a text in UTF-8"),
+    ]:
+        (source / "README.md").write_bytes(card)
+        assert message in str(_refusal(source, target, "q4"))
+    assert time.monotonic() - before < 20
+    assert {path.name for path in tmp_path.iterdir()} == {"source"}
+
+
+def test_a_full_disk_is_told_in_a_sentence(merged, tmp_path):
+    """A limit on the size of a file makes mlx fail as a full disk does."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+    try:
+        error = _refusal(merged, tmp_path / "mlx", "q8", verify=False)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "model.safetensors: mlx could not write it" in str(error)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_logits_that_are_not_finite_never_pass(merged, tmp_path):
+    fine, broken = np.ones((2, 3), np.float32), np.full((2, 3), np.nan, np.float32)
+    fine[0, 0] = 2.0
+    with pytest.raises(YoyoError, match="the quantized model's logits are not finite"):
+        measure_drift([fine], [broken])
+    with pytest.raises(YoyoError, match="the unquantized model's logits are not finite"):
+        measure_drift([broken], [fine])
+    source = shutil.copytree(merged, tmp_path / "source")
+    tensors = load_file(source / "model.safetensors")
+    tensors["model.norm.weight"][0] = float("nan")
+    save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
+    error = _refusal(source, tmp_path / "mlx", "fp32", verify=True)
+    assert "logits in transformers are not finite" in str(error)
+
+
+def test_a_model_that_cannot_be_run_is_no_traceback(merged, tmp_path):
+    """A tokenizer of another model: its ids are beyond the embedding."""
+    source = _copy(merged, tmp_path / "source")
+    tokenizer = json.loads((source / "tokenizer.json").read_text())
+    tokenizer["model"]["vocab"] = {k: v + 10**6 for k, v in tokenizer["model"]["vocab"].items()}
+    (source / "tokenizer.json").write_text(json.dumps(tokenizer))
+    message = str(_refusal(source, tmp_path / "mlx", "q8", verify=True))
+    assert "transformers cannot run the model" in message
+
+
+def test_a_shorter_context_stands_in_config_card_and_output(merged, tmp_path):
+    source = shutil.copytree(merged, tmp_path / "source")
+    (source / "mergekit_config.yml").unlink()
+    made = export_model(source, tmp_path / "mlx", "q8", context=64, verify=False)
+    note = "made for conversations of up to 64 tokens (--max-context)"
+    assert note in made.notes
+    card = (made.folder / "README.md").read_text()
+    assert note in card
+    assert "MLX conversion of a local checkpoint, recipe" in card
+    config = json.loads((made.folder / "config.json").read_text())
+    assert config["max_position_embeddings"] == 64
+    assert bridge_folder(source).config["max_position_embeddings"] > 64
+    assert bridge_folder(source, context=10**6).config == bridge_folder(source).config
+    long = export_model(source, tmp_path / "long", "q8", context=10**6, verify=False)
+    assert not [note for note in long.notes if "--max-context" in note]
+
+
+def test_the_card_says_what_the_recipe_really_is(merged):
+    changes = {"period": 3, "offset": 1, "projections": ("[vo]_proj",), "modules": {"down": 3}}
+    sentence = _deckard(parse_recipe("qx86").changed(**changes))
+    assert (
+        "once in every 3 layers from layer 1, the attention projections (`[vo]_proj`)" in sentence
+    )
+    assert "; modules `down` at 3 bits; groups of 64" in sentence
+    assert "these projections and layers were chosen for this export" in sentence
+    sentence = _deckard(parse_recipe("qx86x-hi"))
+    assert "once in every 4 layers from layer 0, the attention projections (all)" in sentence
+    assert "the first 1 layer(s) wholly so; groups of 32" in sentence
+    assert "layers are mergekit-yoyo's own definition" in sentence
+    assert "attention" not in _deckard(parse_recipe("qx86").changed(period=0))
+
+
+def test_list_refuses_what_it_would_ignore_and_names_stay_as_they_are(merged, tmp_path):
+    both = yoyo_mlx(merged, "--list", "--period", "2")
+    assert both.returncode == 2
+    assert "without --period" in both.stderr
+    assert "without TARGET" in yoyo_mlx(merged, tmp_path / "mlx", "--list").stderr
+    recipe = tmp_path / ("[bold]" + "long" * 20 + ".yml")
+    recipe.write_text("base: qx64\n")
+    done = yoyo_mlx(merged, "--recipe", recipe, "--plan", COLUMNS="80")
+    assert f"{recipe.stem}: " in done.stdout, done.stdout + done.stderr
 
 
 def test_the_command_explains_mistakes_without_a_traceback(merged, tmp_path):
@@ -299,9 +435,15 @@ def test_the_command_explains_mistakes_without_a_traceback(merged, tmp_path):
     code = "import sys; sys.modules['mlx'] = None; from mergekit_yoyo.cli import main; main()"
     missing = run(sys.executable, "-c", code, "mlx", merged, tmp_path / "mlx", "--quant", "q4")
     assert missing.returncode == 2
-    assert "pip install 'mergekit-yoyo[mlx]'" in missing.stderr
+    assert "pip install '.[mlx]'" in missing.stderr
     assert "Traceback" not in missing.stderr
     assert list(tmp_path.iterdir()) == []
+    (tmp_path / "mlx").mkdir()  # an mlx whose library cannot be loaded
+    (tmp_path / "mlx" / f"core{EXTENSION_SUFFIXES[0]}").write_bytes(b"no library")
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    broken = yoyo_mlx(merged, tmp_path / "out", "--quant", "q4", PYTHONPATH=path)
+    assert broken.returncode == 2
+    assert "mlx cannot be imported" in broken.stderr
 
 
 def test_a_source_on_the_hub_is_fetched_by_huggingface_hub(merged, tmp_path):

@@ -185,6 +185,7 @@ def test_an_unknown_recipe_lists_the_nearest(name, nearest):
         ("base: q4\ngroup_size: 48\n", "group_size: expected 32, 64 or 128; got 48"),
         ("base: qx86\nprojections: ['(']\n", r"projections: '\(' is not a regular expression"),
         ("- q4\n", "expected `field: value` lines; got list"),
+        ("base: 4\n", "--quant 4: no such recipe"),
     ],
 )
 def test_a_bad_recipe_file_is_explained(text, message, tmp_path):

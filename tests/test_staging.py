@@ -1,5 +1,7 @@
 """Staged folders: all there or not there, whatever happens in between."""
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -47,6 +49,53 @@ def test_the_target_comes_back_if_the_move_into_place_fails(tmp_path: Path) -> N
 
     with pytest.raises(FileNotFoundError):
         lose()
+    assert (target / "a").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize("renames", [1, 2])
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(errno.EBUSY, "busy")])
+def test_a_move_that_is_interrupted_after_any_rename_leaves_one_whole_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, renames: int, error: BaseException
+) -> None:
+    target = tmp_path / "model"
+    target.mkdir()
+    (target / "a").write_text("old")
+    real, done = Path.rename, list[Path]()
+
+    def rename(path: Path, goal: Path) -> Path:
+        moved = real(path, goal)
+        done.append(path)
+        if len(done) == renames:
+            raise error
+        return moved
+
+    monkeypatch.setattr(Path, "rename", rename)
+    expected = KeyboardInterrupt if isinstance(error, KeyboardInterrupt) else YoyoError
+    with pytest.raises(expected), staged_folder(target, overwrite=True) as staging:
+        (staging / "a").write_text("new")
+    assert (target / "a").read_text() == ("old" if renames == 1 else "new")
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize("code", [errno.EXDEV, errno.EBUSY])
+def test_a_folder_that_cannot_be_renamed_is_told_in_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    """As the root of a disk: making one takes rights that a test has not."""
+    target = tmp_path / "model"
+    target.mkdir()
+    (target / "a").write_text("old")
+
+    def rename(path: Path, goal: Path) -> Path:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(Path, "rename", rename)
+    with (
+        pytest.raises(YoyoError, match=r"cannot be replaced .* Choose another name"),
+        staged_folder(target, overwrite=True) as staging,
+    ):
+        (staging / "a").write_text("new")
     assert (target / "a").read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 

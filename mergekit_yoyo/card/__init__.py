@@ -3,6 +3,7 @@
 from mergekit_yoyo.card.carrying import Carried, carry
 from mergekit_yoyo.card.front_matter import (
     check_card,
+    read_card,
     read_metadata,
     update_metadata,
     validate_online,
@@ -13,6 +14,7 @@ __all__ = [
     "Carried",
     "carry",
     "check_card",
+    "read_card",
     "read_metadata",
     "read_section",
     "update_metadata",

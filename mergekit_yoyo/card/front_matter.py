@@ -5,7 +5,8 @@ Checking is offline: a schema of the Hub's keys (`schema`), then a round trip th
 talks to the Hub.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -15,6 +16,20 @@ from pydantic import ValidationError
 
 from mergekit_yoyo.card.schema import FrontMatter
 from mergekit_yoyo.errors import YoyoError
+
+
+def read_card(file: Path) -> str:
+    """The card in `file`, its line ends kept; an empty text if there is no such file.
+
+    Raises:
+        YoyoError: the file cannot be read, or is no text in UTF-8.
+    """
+    try:
+        return file.read_bytes().decode() if file.is_file() else ""
+    except UnicodeDecodeError as error:
+        raise YoyoError(f"{file}: expected a text in UTF-8: {error}") from None
+    except OSError as error:
+        raise YoyoError(f"{file}: cannot be read ({error.strerror}).") from None
 
 
 def read_metadata(card: str) -> dict[str, Any]:
@@ -69,12 +84,18 @@ def check_card(card: str) -> None:
     try:
         FrontMatter.model_validate(metadata)
     except ValidationError as error:
+        details = error.errors()
+        # A value or a list of them: that it is not the other of the two is no news then.
+        told = {d["loc"][:1] for d in details if not d["type"].endswith("_type")}
         problems = [
-            f"{'.'.join(str(part) for part in detail['loc'])}: "
+            f"{_place(detail['loc'], metadata)}"
             f"{detail['msg'].removeprefix('Value error, ')} (got {detail['input']!r})"
-            for detail in error.errors()
+            for detail in details
+            if not (detail["type"].endswith("_type") and detail["loc"][:1] in told)
         ]
         raise YoyoError("model card, front matter: " + "; ".join(problems)) from None
+    if not metadata:  # nothing that could be lost
+        return
     try:
         read = ModelCard(card)
         data: dict[str, Any] = read.data.to_dict()  # type: ignore[no-untyped-call]
@@ -100,6 +121,21 @@ def validate_online(card: str) -> None:
         raise YoyoError(f"model card: the Hub refuses it: {error}") from None
     except (HfHubHTTPError, OSError) as error:
         raise YoyoError(f"--online: the Hub could not be asked ({error}).") from None
+
+
+def _place(location: Sequence[str | int], data: Any) -> str:
+    """Where in `data` a value was refused: keys and numbers, without pydantic's names of types, and
+    a colon; nothing if it is `data` as a whole."""
+    place = []
+    for part in location:
+        if (isinstance(data, Mapping) and part in data) or (
+            isinstance(data, list) and isinstance(part, int)
+        ):
+            data = data[part]  # type: ignore[index]
+        elif not isinstance(data, Mapping) or part != location[-1]:  # a key may be missing
+            continue
+        place.append(str(part))
+    return ".".join(place) + ": " if place else ""
 
 
 def _set_key(lines: str, key: str, value: Any) -> str:

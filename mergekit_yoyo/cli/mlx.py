@@ -1,8 +1,10 @@
 """`mergekit-yoyo mlx`: parse, call `mergekit_yoyo.mlx`, print."""
 
+import sys
 from pathlib import Path
 
 import click
+from click.core import ParameterSource
 from rich.console import Console
 from rich.table import Table
 
@@ -26,7 +28,12 @@ from mergekit_yoyo.staging import format_bytes
 @click.option(
     "--list", "list_recipes", is_flag=True, help="All recipes with their size for SOURCE."
 )
-@click.option("--plan", "plan_only", is_flag=True, help="Print what each module would get; stop.")
+@click.option(
+    "--plan",
+    "plan_only",
+    is_flag=True,
+    help="Print what each module would get; stop. A SOURCE on the Hub is downloaded first.",
+)
 @click.option(
     "--period", type=int, help="Attention at the high width in every N-th layer; 0: none."
 )
@@ -57,10 +64,14 @@ from mergekit_yoyo.staging import format_bytes
     help="Compare logits with transformers; by default if it fits in memory.",
 )
 @click.option("--max-kl", type=float, help="Refuse a drift above this, in nats per token.")
-@click.option("--max-context", type=int, help="Tokens that the export is meant for.")
+@click.option(
+    "--max-context",
+    type=int,
+    help="Tokens that the export is meant for, if fewer than the model's own length.",
+)
 @click.option("--base-model", metavar="OWNER/NAME", help="Hub name of the merge, for the card.")
 @click.option("--revision", help="Branch, tag or commit of a SOURCE on the Hub.")
-@click.option("--overwrite", is_flag=True, help="Replace TARGET if it exists.")
+@click.option("--overwrite", is_flag=True, help="Replace TARGET if it is an earlier export.")
 def command(
     source: str,
     target: Path | None,
@@ -82,8 +93,11 @@ def command(
     overwrite: bool,
 ) -> None:
     """Convert the model SOURCE (a folder or a Hub name) to an MLX model in the folder TARGET."""
-    out = Console()
+    # Names and regular expressions may hold brackets, and a pipe has no width.
+    width = None if sys.stdout.isatty() else 160
+    out = Console(markup=False, highlight=False, soft_wrap=True, width=width)
     if list_recipes:
+        _refuse_beside_list()
         plans = mlx.plan_exports(
             source, list(mlx.recipe_names()), context=max_context, revision=revision
         )
@@ -129,6 +143,21 @@ def command(
         )
     _print_notes(made.notes)
     click.echo(f"{made.folder}: ready for mlx_lm.load")
+
+
+def _refuse_beside_list() -> None:
+    """`--list` shows the named recipes as they are: an option that changes one has no effect."""
+    context = click.get_current_context()
+    heeded = ("source", "list_recipes", "max_context", "revision")
+    for parameter in context.command.params:
+        name = parameter.name or ""
+        if name in heeded or context.get_parameter_source(name) is ParameterSource.DEFAULT:
+            continue
+        shown = parameter.opts[0] if parameter.param_type_name == "option" else "TARGET"
+        raise YoyoError(
+            f"--list shows the named recipes as they are, without {shown}: leave it out, or use "
+            "--plan."
+        )
 
 
 def _bits_by_module(options: tuple[str, ...]) -> dict[str, int]:

@@ -15,11 +15,12 @@ from mergekit_yoyo.evaluation.model_folder import ModelFolder
 def check_installed(folders: Sequence[ModelFolder]) -> None:
     """Refuse to start without the packages that load `folders`."""
     if find_spec("lm_eval") is None:
-        raise YoyoError("evaluate needs lm-eval: pip install 'mergekit-yoyo[eval]'.")
+        raise YoyoError("evaluate needs lm-eval: pip install '.[eval]' in mergekit-yoyo's folder.")
     for folder in folders:
         if folder.backend == "mlxlm" and find_spec("mlx_lm") is None:
             raise YoyoError(
-                f"{folder.given}: an MLX folder needs mlx-lm: pip install 'mergekit-yoyo[mlx]'."
+                f"{folder.given}: an MLX folder needs mlx-lm: pip install '.[mlx]' in "
+                "mergekit-yoyo's folder."
             )
 
 

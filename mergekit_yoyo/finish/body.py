@@ -10,7 +10,7 @@ from typing import Any
 from mergekit_yoyo import card as cards
 from mergekit_yoyo.errors import YoyoError
 from mergekit_yoyo.finish.donor import card_of
-from mergekit_yoyo.finish.recipe import Recipe
+from mergekit_yoyo.finish.recipe import ModelName, Recipe
 
 SECTION = "merge"
 _PACKAGES = ("mergekit", "mergekit-yoyo", "transformers", "torch")
@@ -23,9 +23,7 @@ _YOYO_SENTENCES = (
 )
 
 
-def finished_card(
-    present: str, name: str, recipe: Recipe, weights: Mapping[str, float] | None = None
-) -> tuple[str, list[str]]:
+def finished_card(present: str, name: str, recipe: Recipe) -> tuple[str, list[str]]:
     """The model card of a merge, and notes on what could not be said in it.
 
     The front matter keeps what the user wrote and gains what it lacks; in the body only our
@@ -36,13 +34,12 @@ def finished_card(
         present: the card as it is, or an empty text.
         name: what the model will be called: title of a new card, name in its examples.
         recipe: the merge YAML.
-        weights: what each input weighed, by the name it has in the YAML.
 
     Raises:
         YoyoError: the card as it is has front matter or markers that cannot be read.
     """
     metadata = cards.read_metadata(present)
-    inputs = {str(model): _metadata_of(card_of(model)) for model in recipe.inputs}
+    inputs = {str(model): _metadata_of(model) for model in recipe.inputs}
     carried = cards.carry(inputs)
     hub = list(dict.fromkeys(model.path for model in recipe.inputs if model.on_hub))
     notes = [
@@ -67,7 +64,7 @@ def finished_card(
         if key in carried.metadata and key not in metadata:
             changes[key] = carried.metadata[key]
     card = cards.update_metadata(_without_mergekits_body(present, recipe, name), changes)
-    section = _section(name, recipe, carried.licenses, weights)
+    section = _section(name, recipe, carried.licenses)
     card = cards.write_section(card, SECTION, section)
     return card, notes + ([] if "license" in metadata else carried.notes)
 
@@ -77,14 +74,8 @@ def upload_command(folder: Path) -> str:
     return f"hf upload YOUR-NAME/{folder.resolve().name} {shlex.quote(str(folder))} ."
 
 
-def _section(
-    name: str,
-    recipe: Recipe,
-    licenses: Mapping[str, str | None],
-    weights: Mapping[str, float] | None,
-) -> str:
-    rows = ["| model | license |" + (" weighed |" if weights else "")]
-    rows.append("|---|---|" + ("---:|" if weights else ""))
+def _section(name: str, recipe: Recipe, licenses: Mapping[str, str | None]) -> str:
+    rows = ["| model | license |", "|---|---|"]
     for model in recipe.inputs:
         # A local folder is of no use to a reader, and its path may be nobody's business.
         shown = (
@@ -93,8 +84,7 @@ def _section(
             else (f"`{Path(model.path).name}` (local)")
         )
         shown += " (base)" if model == recipe.base else ""
-        row = f"| {shown} | {licenses[str(model)] or 'not stated'} |"
-        rows.append(row + (f" {weights.get(str(model), 0):.1%} |" if weights else ""))
+        rows.append(f"| {shown} | {licenses[str(model)] or 'not stated'} |")
     versions = " ".join(f"{package}=={version(package).split('+')[0]}" for package in _PACKAGES)
     return "\n".join(
         [
@@ -151,8 +141,9 @@ def _method(name: str) -> str:
     return f"{made} {_YOYO_SENTENCES}" if name == "yoyo_fusion" else made
 
 
-def _metadata_of(card: str | None) -> dict[str, Any] | None:
+def _metadata_of(model: ModelName) -> dict[str, Any] | None:
     try:
+        card = card_of(model)
         return None if card is None else cards.read_metadata(card)
     except YoyoError:  # the broken card of an input is not the user's to mend
         return None

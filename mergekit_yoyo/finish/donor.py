@@ -9,10 +9,11 @@ import torch
 from huggingface_hub import get_safetensors_metadata, hf_hub_download, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
+from mergekit_yoyo import card as cards
 from mergekit_yoyo.errors import YoyoError
 from mergekit_yoyo.finish.layout import load_config
 from mergekit_yoyo.finish.recipe import RECIPE_FILE, ModelName, Recipe, read_recipe
-from mergekit_yoyo.finish.weights import INDEX_FILE, Checkpoint, TensorInfo, read_json
+from mergekit_yoyo.finish.weights import INDEX_FILE, Checkpoint, TensorInfo, read_index
 
 # What is fetched of a model on the Hub: everything but weights.
 SMALL_FILES = ["*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken", "*.py", "*.md", "*.yml"]
@@ -40,7 +41,7 @@ class Donor:
         """
         for index in (INDEX_FILE, "pytorch_model.bin.index.json"):
             if (self.folder / index).is_file():
-                files = read_json(self.folder / index)["weight_map"]
+                files = read_index(self.folder / index)
                 whole = all((self.folder / file).is_file() for file in set(files.values()))
                 if whole and index == INDEX_FILE:
                     break
@@ -113,7 +114,11 @@ def locate(name: ModelName) -> Path:
 
 
 def card_of(name: ModelName) -> str | None:
-    """The model card of an input, where it is at hand or can be downloaded; None if not."""
+    """The model card of an input, where it is at hand or can be downloaded; None if not.
+
+    Raises:
+        YoyoError: it is no text in UTF-8.
+    """
     if name.on_hub:
         try:
             file = Path(hf_hub_download(name.path, "README.md", revision=name.revision))
@@ -121,7 +126,7 @@ def card_of(name: ModelName) -> str | None:
             return None
     else:
         file = Path(name.path).expanduser() / "README.md"
-    return file.read_text(encoding="utf-8") if file.is_file() else None
+    return cards.read_card(file) if file.is_file() else None
 
 
 def _follow(recipe: Recipe, merge: Path, seen: list[Path]) -> Donor:

@@ -42,6 +42,7 @@ from mergekit_yoyo.finish.weights import (
     INDEX_FILE,
     Checkpoint,
     read_json,
+    shard,
     write_checkpoint,
 )
 from mergekit_yoyo.staging import staged_folder
@@ -129,7 +130,9 @@ def plan_finish(
     files |= _generation_settings(merge, source.folder, files.get(GENERATION_FILE))
     if not (merge / RECIPE_FILE).is_file():
         files[RECIPE_FILE] = recipe.text.encode()
-    card, card_notes = finished_card(_card_of(merge), name or merge.resolve().name, recipe)
+    card, card_notes = finished_card(
+        cards.read_card(merge / "README.md"), name or merge.resolve().name, recipe
+    )
     cards.check_card(card)
     files["README.md"] = card.encode()
     notes += card_notes
@@ -163,12 +166,15 @@ def finish(
     Raises:
         YoyoError: the disk is full, `output` exists, the card is refused, or a tensor is damaged.
     """
+    shard(plan.layout.targets, max_shard_size)  # a size that makes no sense is refused first
     if online:
         cards.validate_online(plan.files["README.md"].decode())
     if output is None and not plan.differences:
         return plan.merge
     if output is not None and output.resolve() == plan.merge.resolve():
         raise YoyoError(f"--output {output}: this is the merge itself. Leave --output out.")
+    if output is not None and plan.merge.resolve() in output.resolve().parents:
+        raise YoyoError(f"--output {output}: this is inside the merge. Choose a folder beside it.")
 
     with Checkpoint(plan.merge) as checkpoint:
         converts = bool(plan.layout.changed)
@@ -202,14 +208,6 @@ def _recipe_of(merge: Path, config: Path | None) -> Recipe:
             "end. If its run died before, or wrote no card, give --config MERGE.yml."
         )
     return read_recipe(merge / RECIPE_FILE)
-
-
-def _card_of(merge: Path) -> str:
-    file = merge / "README.md"
-    try:
-        return file.read_bytes().decode() if file.is_file() else ""
-    except UnicodeDecodeError as error:
-        raise YoyoError(f"{file}: expected a text in UTF-8: {error}") from None
 
 
 def _file_differences(merge: Path, files: Mapping[str, bytes]) -> list[Difference]:

@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any, BinaryIO
 
 import torch
-from huggingface_hub import split_state_dict_into_shards_factory
+from huggingface_hub import StateDictSplit, split_state_dict_into_shards_factory
 from safetensors import SafetensorError, safe_open
 
 from mergekit_yoyo.errors import YoyoError
@@ -59,7 +59,8 @@ class Checkpoint:
     from disk only by `read`.
 
     Raises:
-        YoyoError: the folder has no safetensors files, or one of them is damaged or missing.
+        YoyoError: the folder has no safetensors files; one of them or the index is damaged or
+            missing; or files of another checkpoint are among them.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -72,6 +73,12 @@ class Checkpoint:
         self._file_of: dict[str, str] = {}
         for file in self.files:
             infos = dict(read_header(folder / file))
+            twice = next((name for name in infos if name in self.tensors), None)
+            if twice is not None:
+                raise YoyoError(
+                    f"{folder}: {twice} is in {self._file_of[twice]} and in {file}. Remove the "
+                    "file that is left from another run."
+                )
             self.tensors |= infos
             self._file_of |= dict.fromkeys(infos, file)
 
@@ -128,6 +135,25 @@ def read_header(file: Path) -> Iterator[tuple[str, TensorInfo]]:
         raise YoyoError(f"{file}: this safetensors file cannot be read: {error}") from None
 
 
+def shard(infos: Mapping[str, TensorInfo], max_shard_size: str) -> StateDictSplit:
+    """How tensors are spread over files of at most `max_shard_size`.
+
+    Raises:
+        YoyoError: the size makes no sense.
+    """
+    try:
+        return split_state_dict_into_shards_factory(
+            dict(infos),
+            get_storage_size=lambda info: info.nbytes,
+            filename_pattern="model{suffix}.safetensors",
+            max_shard_size=max_shard_size,
+        )
+    except ValueError:
+        raise YoyoError(
+            f"--max-shard-size: expected a size such as 5GB or 500MB; got {max_shard_size}."
+        ) from None
+
+
 def write_checkpoint(
     folder: Path,
     infos: Mapping[str, TensorInfo],
@@ -151,20 +177,11 @@ def write_checkpoint(
     Raises:
         YoyoError: a tensor is not as announced or does not come, or the size makes no sense.
     """
-    try:
-        split = split_state_dict_into_shards_factory(
-            dict(infos),
-            get_storage_size=lambda info: info.nbytes,
-            filename_pattern="model{suffix}.safetensors",
-            max_shard_size=max_shard_size,
-        )
-    except ValueError:
-        raise YoyoError(
-            f"--max-shard-size: expected a size such as 5GB or 500MB; got {max_shard_size}."
-        ) from None
+    split = shard(infos, max_shard_size)
     with ExitStack() as stack:
         shards: dict[str, _Shard] = {}
         for file, names in split.filename_to_tensors.items():
+            (folder / file).unlink(missing_ok=True)  # it may be a second name of another's file
             opened = stack.enter_context((folder / file).open("wb"))
             shards[file] = _Shard(opened, {name: infos[name] for name in names})
         waiting = dict(split.tensor_to_filename)
@@ -178,6 +195,7 @@ def write_checkpoint(
             raise YoyoError(f"{len(waiting)} tensors did not come: {', '.join(list(waiting)[:3])}")
     if split.is_sharded:
         index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+        (folder / INDEX_FILE).unlink(missing_ok=True)
         (folder / INDEX_FILE).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
     return sorted(split.filename_to_tensors) + [INDEX_FILE] * split.is_sharded
 
@@ -225,15 +243,37 @@ def read_json(file: Path) -> dict[str, Any]:
     return values
 
 
+def read_index(file: Path) -> dict[str, str]:
+    """The `weight_map` of an index: the file of each tensor.
+
+    Raises:
+        YoyoError: it cannot be read, or holds no such map.
+    """
+    files = read_json(file).get("weight_map")
+    if not isinstance(files, dict) or not all(isinstance(name, str) for name in files.values()):
+        raise YoyoError(f"{file}: expected a `weight_map` of tensor names to files; got none.")
+    return files
+
+
 def _weight_files(folder: Path) -> list[str]:
     index = folder / INDEX_FILE
+    present = {path.name for path in folder.glob("model*.safetensors")}
     if index.is_file():
-        files = sorted(set(read_json(index)["weight_map"].values()))
+        named = set(read_index(index).values())
+        missing = sorted(file for file in named if not (folder / file).is_file())
+        if missing:
+            raise YoyoError(
+                f"{folder}: {INDEX_FILE} names {len(named)} files; {len(missing)} of them are not "
+                f"there: {', '.join(missing[:3])}. Was the download or merge cut short?"
+            )
+        if present - named:
+            raise YoyoError(
+                f"{folder}: {', '.join(sorted(present - named)[:3])} is not named in {INDEX_FILE}: "
+                "remove it if it is left from another run, else the index."
+            )
+        files = sorted(named)
     else:
-        files = sorted(path.name for path in folder.glob("*.safetensors"))
-    missing = [file for file in files if not (folder / file).is_file()]
-    if missing:
-        raise YoyoError(f"{folder}: {INDEX_FILE} names {', '.join(missing)}, which is not there.")
+        files = sorted(present or {path.name for path in folder.glob("*.safetensors")})
     if not files:
         raise YoyoError(f"{folder}: expected a model with .safetensors files; there are none.")
     return files

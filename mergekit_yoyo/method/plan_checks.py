@@ -43,10 +43,12 @@ def check_model_files(input_ids: Sequence[Hashable]) -> None:
             if loader:
                 folder = Path(loader.index.base_path)
                 files = sorted({folder / file for file in loader.index.tensor_paths.values()})
-                found = _quantized_by(folder / "config.json", tuple(loader.index.tensor_paths))
+                found = _quantization_config(folder / "config.json")
             else:  # mergekit-pytorch merges single files
                 files, found = [Path(model.model.path)], None
             found = found or next(filter(None, map(_quantized_tensor, files)), None)
+            if loader and not found:  # other files than safetensors: names only
+                found = next(filter(QUANTIZED_NAME.search, loader.index.tensor_paths), None)
             if found:
                 raise YoyoError(
                     f"{model}: its weights are quantized ({found}). Their scales are separate "
@@ -54,12 +56,11 @@ def check_model_files(input_ids: Sequence[Hashable]) -> None:
                 )
 
 
-def _quantized_by(config: Path, names: tuple[str, ...]) -> str | None:
-    """What the config or the names of the tensors say of a quantization."""
+def _quantization_config(config: Path) -> str | None:
     settings = json.loads(config.read_text("utf-8")) if config.is_file() else {}
     if quantization := settings.get("quantization_config"):
         return f"quantization_config: {quantization.get('quant_method', 'unknown method')}"
-    return next((name for name in names if QUANTIZED_NAME.search(name)), None)
+    return None
 
 
 def _quantized_tensor(file: Path) -> str | None:

@@ -1,9 +1,10 @@
 """From a merge to a working MLX model: recipes, plan, config bridge, export, verification.
 
-Needs the extra `mlx` (`pip install "mergekit-yoyo[mlx]"`). `recipes` alone does not import mlx.
+Needs the extra `mlx` (`pip install ".[mlx]"`). `recipes` alone does not import mlx.
 """
 
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mergekit_yoyo.errors import YoyoError
@@ -43,10 +44,13 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:
         return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in ("mlx", "mlx_lm", "psutil"):
+    except ImportError as error:
+        package = (error.name or "").partition(".")[0]
+        if error.path and Path(error.path).parent.name == "mlx":  # its compiled part
+            package = "mlx"
+        if package not in ("mlx", "mlx_lm", "psutil"):
             raise
-        raise YoyoError(
-            f"{error.name} is not installed: pip install 'mergekit-yoyo[mlx]' brings mlx-lm "
-            "(with mlx[cpu] on Linux)."
-        ) from None
+        install = "pip install '.[mlx]' in mergekit-yoyo's folder brings mlx-lm (mlx[cpu] on Linux)"
+        if isinstance(error, ModuleNotFoundError):
+            raise YoyoError(f"{error.name} is not installed: {install}.") from None
+        raise YoyoError(f"{package} cannot be imported ({error}): {install}.") from None

@@ -81,6 +81,12 @@ def bridge_config(raw: Mapping[str, Any], declared: Any, *, context: int | None 
     config, doubts = dict(raw), list[str]()
     if declared is not None:
         config |= _bridged_fields(args_class, raw, declared, context, doubts)
+        rope = RopeView.of(declared, context or 2**62)
+        # Scaling rules are computed from the length, so that it can be lowered without them only.
+        if context and (rope is None or rope.kind == "default"):
+            length = config.get("max_position_embeddings")
+            if isinstance(length, int):
+                config["max_position_embeddings"] = min(length, context)
     missing = [
         name
         for name, parameter in _fields(args_class).items()

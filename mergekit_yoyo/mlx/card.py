@@ -4,8 +4,16 @@ from importlib.metadata import version
 from pathlib import Path
 
 from mergekit_yoyo import __version__
-from mergekit_yoyo.card import carry, check_card, read_metadata, update_metadata, write_section
+from mergekit_yoyo.card import (
+    carry,
+    check_card,
+    read_card,
+    read_metadata,
+    update_metadata,
+    write_section,
+)
 from mergekit_yoyo.mlx.plan import Plan
+from mergekit_yoyo.mlx.recipes import Recipe
 from mergekit_yoyo.mlx.source import Source
 from mergekit_yoyo.mlx.verify import Verification
 from mergekit_yoyo.staging import format_bytes
@@ -13,33 +21,18 @@ from mergekit_yoyo.staging import format_bytes
 SECTION = "mlx"
 
 
-def write_card(
-    folder: Path,
-    source: Source,
-    plan: Plan,
-    verification: Verification | None,
-    notes: list[str],
-    *,
-    name: str,
-    base_model: str | None,
-    previous: str = "",
-) -> None:
-    """Write `README.md` into `folder`.
+def begun_card(source: Source, *, name: str, base_model: str | None, previous: str = "") -> str:
+    """The card as it can be checked before any work: whole but for what stands in our section.
 
     Args:
-        folder: the export.
         source: whose card hands on license, languages and tags.
-        plan: what each module got.
-        verification: what was compared, if anything.
-        notes: what a person should know.
-        name: of the model, for title and examples.
-        base_model: Hub name of the unquantized model; the source's own by default.
+        name: of the model, for the title of a new card.
+        base_model: Hub name of the unquantized model, if there is one.
         previous: an earlier card of this export, whose text outside our section is kept.
 
     Raises:
-        YoyoError: the Hub would refuse the front matter.
+        YoyoError: a card cannot be read, or the Hub would refuse the front matter.
     """
-    base_model = base_model or source.repo
     card = previous or f"# {name}\n"
     changes = _inherited(source)
     given = read_metadata(previous)
@@ -52,11 +45,36 @@ def write_card(
     changes = {key: value for key, value in changes.items() if key == "tags" or key not in given}
     if base_model:
         changes |= {"base_model": base_model, "base_model_relation": "quantized"}
-    card = update_metadata(card, changes)
-    body = _body(source, plan, verification, notes, name, base_model)
-    card = write_section(card, SECTION, body)
+    card = write_section(update_metadata(card, changes), SECTION, "")
     check_card(card)
-    (folder / "README.md").write_text(card)
+    return card
+
+
+def write_card(
+    folder: Path,
+    begun: str,
+    source: Source,
+    plan: Plan,
+    verification: Verification | None,
+    notes: list[str],
+    *,
+    name: str,
+    base_model: str | None,
+) -> None:
+    """Write `README.md` into `folder`.
+
+    Args:
+        folder: the export.
+        begun: what `begun_card` made.
+        source: whose merge configuration is shown.
+        plan: what each module got.
+        verification: what was compared, if anything.
+        notes: what a person should know.
+        name: of the model, for the examples.
+        base_model: Hub name of the unquantized model, if there is one.
+    """
+    body = _body(source, plan, verification, notes, name, base_model)
+    (folder / "README.md").write_bytes(write_section(begun, SECTION, body).encode())
 
 
 def recipe_table(plan: Plan) -> str:
@@ -77,8 +95,7 @@ def recipe_table(plan: Plan) -> str:
 
 
 def _inherited(source: Source) -> dict[str, object]:
-    path = source.folder / "README.md"
-    metadata = read_metadata(path.read_text()) if path.exists() else {}
+    metadata = read_metadata(read_card(source.folder / "README.md"))
     inherited: dict[str, object] = dict(
         carry({source.repo or source.folder.name: metadata}).metadata
     )
@@ -95,14 +112,17 @@ def _body(
     name: str,
     base_model: str | None,
 ) -> str:
-    origin = f"[{base_model}](https://huggingface.co/{base_model})" if base_model else "a merge"
+    config = source.folder / "mergekit_config.yml"
+    origin = "a merge" if config.exists() else "a local checkpoint"
+    if base_model:
+        origin = f"[{base_model}](https://huggingface.co/{base_model})"
     parts = [
         f"MLX conversion of {origin}, recipe `{plan.recipe.name}`.",
         "## Recipe",
         recipe_table(plan),
     ]
-    if plan.recipe.period and plan.recipe.bits_low != plan.recipe.bits_high:
-        parts.append(_deckard(plan))
+    if plan.recipe.bits_low != plan.recipe.bits_high:
+        parts.append(_deckard(plan.recipe))
     if verification:
         drift = verification.drift
         parts.append(
@@ -115,22 +135,36 @@ def _body(
     if notes:
         parts.append("Notes:\n\n" + "\n".join(f"- {note}" for note in notes))
     parts += ["## Use", _usage(name)]
-    config = source.folder / "mergekit_config.yml"
     if config.exists():
-        parts += ["## Merge configuration", f"```yaml\n{config.read_text().strip()}\n```"]
+        text = config.read_text(encoding="utf-8", errors="replace").strip()
+        parts += ["## Merge configuration", f"```yaml\n{text}\n```"]
     versions = ", ".join(f"{name} {version(name)}" for name in ("mlx-lm", "mlx", "transformers"))
     parts.append(f"Made with mergekit-yoyo {__version__} ({versions}).")
     return "\n\n".join(parts)
 
 
-def _deckard(plan: Plan) -> str:
-    recipe = plan.recipe
+def _deckard(recipe: Recipe) -> str:
+    high = "embeddings, head and routers"
+    if recipe.period:
+        patterns = " ".join(f"`{pattern}`" for pattern in recipe.projections)
+        chosen = "all" if recipe.projections == (".*",) else patterns
+        layers = "every layer" if recipe.period == 1 else f"every {recipe.period} layers"
+        high = (
+            f"embeddings, head, routers and, once in {layers} from layer {recipe.offset}, the "
+            f"attention projections ({chosen})"
+        )
+    parts = [f"Data at {recipe.bits_low} bits", f"{high} at {recipe.bits_high} bits"]
+    if recipe.first_layers:
+        parts.append(f"the first {recipe.first_layers} layer(s) wholly so")
+    parts += [
+        f"modules `{pattern}` " + (f"at {bits} bits" if bits else "not quantized")
+        for pattern, bits in recipe.modules.items()
+    ]
+    defaults = (recipe.period, recipe.offset, recipe.projections) == (4, 0, (".*",))
+    chosen_by = "are mergekit-yoyo's own definition" if defaults else "were chosen for this export"
     return (
-        f"Data at {recipe.bits_low} bits; embeddings, head, routers and the attention projections "
-        f"of every {recipe.period}th layer, from layer {recipe.offset}, at {recipe.bits_high} bits"
-        + (f"; the first {recipe.first_layers} layer(s) wholly so" if recipe.first_layers else "")
-        + f"; groups of {recipe.group_size}. The idea is the published one of the Deckard (qx) "
-        "quantizations; which projections and layers are chosen is mergekit-yoyo's own definition."
+        f"{'; '.join(parts)}; groups of {recipe.group_size}. The idea is the published one of the "
+        f"Deckard (qx) quantizations; these projections and layers {chosen_by}."
     )
 
 

@@ -20,12 +20,14 @@ from mlx_lm.utils import load_config, load_tokenizer, make_shards, save_config
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from mergekit_yoyo.card import read_card
 from mergekit_yoyo.errors import YoyoError
 from mergekit_yoyo.mlx.bridge import Bridge, bridge_config, declared_config
-from mergekit_yoyo.mlx.card import write_card
+from mergekit_yoyo.mlx.card import begun_card, write_card
 from mergekit_yoyo.mlx.plan import Plan, plan_model
 from mergekit_yoyo.mlx.recipes import Recipe, parse_recipe
 from mergekit_yoyo.mlx.source import Source, open_source
+from mergekit_yoyo.mlx.target import check_target
 from mergekit_yoyo.mlx.verify import (
     Verification,
     check_graph,
@@ -114,7 +116,7 @@ def export_model(
         context: tokens that the export is meant for; the model's own length by default.
         base_model: the card's `base_model`, by default the source's Hub name.
         revision: of a Hub source.
-        overwrite: replace `target` if it exists.
+        overwrite: replace `target` if it is an earlier export.
         progress: show it on stderr.
 
     Raises:
@@ -123,11 +125,15 @@ def export_model(
             is then as it was.
     """
     recipe = _recipe(recipe)
+    if max_kl is not None and not max_kl >= 0:
+        raise YoyoError(f"--max-kl: expected a divergence of 0 or more; got {max_kl}.")
     opened = open_source(source, revision=revision)
     bridge, declared = _bridge(opened, context)
     target = Path(target)
-    if target.resolve() == opened.folder.resolve():
-        raise YoyoError(f"{target}: this is the source. Choose another folder for the mlx model.")
+    check_target(target, opened.folder, overwrite=overwrite)
+    name, base_model = target.name, base_model or opened.repo
+    earlier = read_card(target / "README.md")
+    card = begun_card(opened, name=name, base_model=base_model, previous=earlier)
     tokenizer = _tokenizer(opened.folder)
     carried = _carried_bytes(opened)
     layout = None
@@ -140,7 +146,12 @@ def export_model(
         model = skeleton(bridge, stored_dtype(opened.folder))
     plan = plan_model(model, recipe, carried_bytes=carried)
     notes = [*bridge.doubts]
+    length = declared and getattr(declared.get_text_config(), "max_position_embeddings", None)
+    if context is not None and context < (length or 2**62):
+        notes.append(f"made for conversations of up to {context:,} tokens (--max-context)")
     verify = _whether_to_verify(verify, plan.parameters, bridge, declared, notes)
+    if max_kl is not None and not verify:
+        raise YoyoError(f"--max-kl {max_kl}: nothing would be measured: {notes[-1]}.")
     needed = plan.folder_bytes
     if layout:
         needed += sum(info.nbytes for info in layout.targets.values())
@@ -184,20 +195,9 @@ def export_model(
                 )
         notes += plan.notes
         write_card(
-            staging,
-            opened,
-            plan,
-            verification,
-            notes,
-            name=target.name,
-            base_model=base_model,
-            previous=_text(target / "README.md"),
+            staging, card, opened, plan, verification, notes, name=name, base_model=base_model
         )
     return Export(target, plan, verification, tuple(notes))
-
-
-def _text(path: Path) -> str:
-    return path.read_text() if path.exists() else ""
 
 
 def _carried_bytes(source: Source) -> int:
@@ -284,7 +284,14 @@ def _write_weights(model: nn.Module, plan: Plan, folder: Path, steps: "_Steps") 
             if len(shards) == 1
             else f"model-{i + 1:05}-of-{len(shards):05}.safetensors"
         )
-        mx.save_safetensors(str(folder / file), shard, metadata={"format": "mlx"})
+        try:
+            mx.save_safetensors(str(folder / file), shard, metadata={"format": "mlx"})
+        except RuntimeError as error:
+            if not str(error).startswith("[write]"):
+                raise
+            raise YoyoError(
+                f"{file}: mlx could not write it ({error}). Is the disk full? Nothing was written."
+            ) from None
         weight_map |= dict.fromkeys(shard, file)
         steps.advance(sum(array.nbytes for array in shard.values()))
     index = {

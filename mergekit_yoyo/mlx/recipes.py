@@ -153,12 +153,12 @@ def load_recipe(path: Path) -> Recipe:
         YoyoError: the file is missing, is no such mapping, or has an impossible value.
     """
     try:
-        data = yaml.safe_load(path.read_text())
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise YoyoError(f"{path}: cannot be read as a recipe: {error}") from None
     if not isinstance(data, Mapping):
         raise YoyoError(f"{path}: expected `field: value` lines; got {type(data).__name__}.")
-    base = parse_recipe(data["base"]).model_dump() if "base" in data else {}
+    base = parse_recipe(str(data["base"])).model_dump() if "base" in data else {}
     fields = {key: value for key, value in data.items() if key != "base"}
     return _validated({**base, "name": path.stem, **fields}, str(path))
 

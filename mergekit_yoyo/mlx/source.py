@@ -1,6 +1,5 @@
 """Where a model comes from: a folder or a Hub name, checked before anything is computed."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,6 @@ from typing import Any
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
-from safetensors import SafetensorError, safe_open
 
 from mergekit_yoyo.errors import YoyoError
 
@@ -56,6 +54,8 @@ def open_source(source: str | Path, *, revision: str | None = None) -> Source:
         YoyoError: no such folder or repo, no model in it, shards or the tokenizer are missing, or
             its weights are quantized already.
     """
+    from mergekit_yoyo.finish.weights import read_json
+
     folder, repo = Path(source).expanduser(), None
     if not folder.exists():
         repo = str(source)
@@ -65,12 +65,7 @@ def open_source(source: str | Path, *, revision: str | None = None) -> Source:
     config_path = folder / "config.json"
     if not config_path.exists():
         raise YoyoError(f"{folder}: no config.json. Is this a model folder?")
-    try:
-        config = json.loads(config_path.read_text())
-    except (OSError, ValueError) as error:
-        raise YoyoError(f"{config_path}: cannot be read: {error}") from None
-    if not isinstance(config, dict):
-        raise YoyoError(f"{config_path}: expected a mapping; got {type(config).__name__}.")
+    config = read_json(config_path)
     if "quantization" in config or "quantization_config" in config:
         raise YoyoError(
             f"{config_path}: the weights are quantized already. Start from the unquantized model."
@@ -99,23 +94,11 @@ def _download(repo: str, revision: str | None) -> Path:
 
 
 def _check_weights(folder: Path) -> None:
-    shards = sorted(folder.glob("model*.safetensors"))
-    if not shards:
+    from mergekit_yoyo.finish.weights import Checkpoint
+
+    if not any(folder.glob("model*.safetensors")):
         others = [p.name for p in folder.iterdir() if p.suffix in (".bin", ".pth", ".gguf", ".npz")]
         found = f"; got {', '.join(sorted(others)[:3])}" if others else ""
         raise YoyoError(f"{folder}: expected weights in model*.safetensors{found}.")
-    index = folder / "model.safetensors.index.json"
-    if index.exists():
-        named = set(json.loads(index.read_text()).get("weight_map", {}).values())
-        missing = sorted(named - {path.name for path in shards})
-        if missing:
-            raise YoyoError(
-                f"{folder}: {len(missing)} of {len(named)} weight files are missing: "
-                f"{', '.join(missing[:3])}. Was the download or merge cut short?"
-            )
-    for path in shards:
-        try:
-            with safe_open(path, framework="np"):
-                pass
-        except (SafetensorError, OSError) as error:
-            raise YoyoError(f"{path}: not a readable safetensors file ({error}).") from None
+    with Checkpoint(folder):  # whole, and of one model only
+        pass

@@ -5,7 +5,8 @@ prompts; `Drift` compares the folder that was written with the unquantized mlx m
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,7 +82,7 @@ def graph_difference(
     takes effect. Both models are in memory one after the other, never together.
 
     Raises:
-        YoyoError: either library cannot run the model.
+        YoyoError: either library cannot run the model, or its logits are not finite.
     """
     if closing_window(declared, context):
         declared = copy.deepcopy(declared)
@@ -89,8 +90,16 @@ def graph_difference(
         text.sliding_window = min(text.sliding_window, PROBE_WINDOW)
         bridge = bridge_config(declared.to_dict(), declared, context=context)
     expected = _transformers_logits(folder, declared, prompts, context)
-    actual = mlx_logits(load_lazily(folder, bridge, declared), prompts, float32=True)
-    return max(float(np.abs(a - e).max() / e.std()) for a, e in zip(actual, expected, strict=True))
+    model = load_lazily(folder, bridge, declared)
+    with _running("mlx-lm", folder):
+        actual = mlx_logits(model, prompts, float32=True)
+    for library, logits in (("transformers", expected), ("mlx", actual)):
+        if not all(np.isfinite(array).all() for array in logits):
+            raise YoyoError(f"{folder}: the model's logits in {library} are not finite.")
+    # numpy's max, unlike Python's, keeps a NaN
+    return float(
+        np.max([np.abs(a - e).max() / e.std() for a, e in zip(actual, expected, strict=True)])
+    )
 
 
 def check_graph(difference: float, bridge: Bridge) -> None:
@@ -118,9 +127,11 @@ def measure_drift(expected: Logits, actual: Logits) -> Drift:
     """Compare two lists of logits, one array of (positions, vocabulary) per prompt.
 
     Raises:
-        YoyoError: the new logits are not finite.
+        YoyoError: either logits are not finite.
     """
     new, old = np.concatenate(actual), np.concatenate(expected)
+    if not np.isfinite(old).all():
+        raise YoyoError("the unquantized model's logits are not finite: the checkpoint is damaged.")
     if not np.isfinite(new).all():
         raise YoyoError("the quantized model's logits are not finite. Choose a wider recipe.")
     log_p, log_q = _log_softmax(old), _log_softmax(new)
@@ -151,7 +162,8 @@ def written_logits(folder: Path, prompts: Sequence[Sequence[int]], notes: list[s
         return mlx_logits(model, prompts)
     except RuntimeError as error:
         notes.append(f"drift measured in float32: mlx on this machine says {error}")
-        return mlx_logits(model, prompts, float32=True)
+        with _running("mlx-lm", folder):
+            return mlx_logits(model, prompts, float32=True)
 
 
 def _transformers_logits(
@@ -172,7 +184,7 @@ def _transformers_logits(
         raise YoyoError(f"{folder}: transformers cannot load the model: {error}") from None
     start = _longrope_start(declared, context)
     logits = []
-    with torch.inference_mode():
+    with torch.inference_mode(), _running("transformers", folder):
         for tokens in prompts:
             inputs = torch.tensor([list(tokens)])
             places = {}
@@ -180,6 +192,19 @@ def _transformers_logits(
                 places["position_ids"] = torch.arange(len(tokens))[None] + start
             logits.append(model(inputs, use_cache=False, **places).logits[0].float().numpy())
     return logits
+
+
+@contextmanager
+def _running(library: str, folder: Path) -> Iterator[None]:
+    """A forward pass that fails, whatever in the model is the reason, as one sentence."""
+    try:
+        yield
+    except Exception as error:  # models of every kind fail in ways of their own
+        reason = str(error).strip().splitlines()[:1] or [type(error).__name__]
+        raise YoyoError(
+            f"{folder}: {library} cannot run the model ({reason[0]}). Is it whole, and is the "
+            "tokenizer its own?"
+        ) from None
 
 
 def _longrope_start(declared: Any, context: int | None) -> int:

@@ -21,7 +21,9 @@ def render_png(table: Table) -> bytes:
         from matplotlib.figure import Figure
         from matplotlib.ticker import MaxNLocator
     except ImportError as error:
-        raise YoyoError("a PNG needs matplotlib: pip install 'mergekit-yoyo[report]'.") from error
+        raise YoyoError(
+            "a PNG needs matplotlib: pip install '.[report]' in mergekit-yoyo's folder."
+        ) from error
     panels: list[tuple[str, list[Cell | None]]] = []
     for column in table.columns:
         title = f"{column.task}\n{column.metric}"
