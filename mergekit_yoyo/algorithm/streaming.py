@@ -27,6 +27,7 @@ from mergekit_yoyo.algorithm.robust import Array
 
 BLOCK = 1024  # elements in one matrix product; many of them make a batch
 HALVED_FROM = 5  # rows from which the symmetry of the products is worth a second call
+SMALL = 2**16  # elements up to which float64 costs nothing worth saving
 MIB = 2**20
 Tile = tuple[slice, ...]
 
@@ -229,12 +230,13 @@ def weighted_median_sum(
 
 
 def _adding_dtype(out: Tensor, count: int) -> torch.dtype:
-    """float32, or float64 where it shows: for float64 results, two inputs, and very many.
+    """float32, or float64 where it shows or costs nothing.
 
     The mean of two neighboring bfloat16 values lies exactly between them, and float32 round-off
     would toss a coin for each such tie; of very many inputs the round-off adds up.
     """
-    enough = out.dtype != torch.float64 and 2 < count <= 16
+    small = out.numel() <= SMALL
+    enough = out.dtype != torch.float64 and 2 < count <= 16 and not small
     return torch.float32 if enough else torch.float64
 
 
