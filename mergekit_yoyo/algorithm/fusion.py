@@ -8,7 +8,8 @@ Where this deviates from the authors' script of 2025-11-13:
 1. The medians of step 7 are the standard ones (`mad_median="lower"` gives the script's).
 2. The geometric median is converged to 1e-12, also on a data point; K = 2 gives the midpoint.
 3. Scales of zero are floored, and directions at round-off level are rank loss.
-4. Arithmetic is float64, with one rounding at the end.
+4. Inner products and algebra are float64; the result is added in float32 or float64 and rounded
+   once (to half precision by torch, which goes through float32).
 5. Identical inputs are returned bit for bit.
 """
 
@@ -75,7 +76,8 @@ def fuse(
     """Merge K tensors of one shape with YOYO-Fusion.
 
     tensors: K tensors of one shape and device, float64, float32, bfloat16 or float16, any strides;
-        never written to. Computed in float64, rounded once to the promoted dtype.
+        never written to. Inner products are float64, the result is rounded once to the promoted
+        dtype.
     center: the center of step 2; with `anchor` it is the input whose index is given by `anchor`.
     rescale: `mean` is steps 8 and 9 as published; `median` takes medians over the inputs, so that
         an input of wrong scale cannot set the scale of the merge.

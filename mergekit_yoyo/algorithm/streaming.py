@@ -10,9 +10,9 @@ packed one), of any dtype and strides, and reads them tile by tile into a scratc
   residuals from it,
 - `weighted_sum` and `weighted_median_sum`: the results of step 9.
 
-All in float64, chunk by chunk. float32 would be a little faster and is not enough: fine-tunes of
-one model leave nearly equal singular values, whose directions turn with errors of 1e-9. Nothing
-here waits for the device: the caller fetches one small matrix.
+Inner products are float64, chunk by chunk. float32 would be a little faster and is not enough:
+fine-tunes of one model leave nearly equal singular values, whose directions turn with errors of
+1e-9. Nothing here waits for the device: the caller fetches one small matrix.
 """
 
 from collections.abc import Iterator, Sequence
