@@ -42,13 +42,12 @@ def scratch_bytes(device: torch.device) -> int:
 
 
 def tiles(shape: Sequence[int], max_elements: int) -> Iterator[Tile]:
-    """Slices that cover `shape` ([B, ...]) in tiles of at most `max_elements` (at least one row).
+    """Slices that cover `shape` ([B, ...]) in tiles of at most `max_elements` (at least 1).
 
     A tile spans several problems only where it holds them whole.
     """
-    axis = next((a for a in range(len(shape)) if prod(shape[a + 1 :]) <= max_elements), len(shape))
-    axis = min(axis, len(shape) - 1)
-    step = max(max_elements // max(prod(shape[axis + 1 :]), 1), 1)
+    axis = next(a for a in range(len(shape)) if prod(shape[a + 1 :]) <= max_elements)
+    step = max_elements // prod(shape[axis + 1 :])
     for outer in np.ndindex(*shape[:axis]):
         lead = tuple(slice(i, i + 1) for i in outer)
         for start in range(0, shape[axis], step):
@@ -127,11 +126,8 @@ def input_gram(tensors: Sequence[Tensor], pivot: int | None) -> Tensor:
     scratch = _Scratch(len(tensors), first)
     gram = first.new_zeros((first.shape[0], len(tensors), len(tensors)), dtype=torch.float64)
     for tile in tiles(first.shape, scratch.max_elements):
-        shape = first[tile].shape
-        rows = scratch.rows(shape)
-        n = prod(shape[1:])
-        for k, x in enumerate(tensors):
-            rows[k, :, :n].view(shape).copy_(x[tile])
+        rows = scratch.rows(first[tile].shape)
+        _load(rows, tensors, tile)
         if pivot is not None:
             for k in range(len(tensors)):
                 if k != pivot:
@@ -262,11 +258,17 @@ def _add_weighted(
         total.add_(product.mul_(on_device[:, k].view(-1, *[1] * (total.ndim - 1))))
 
 
-def _load_scaled(units: Tensor, tensors: Sequence[Tensor], factors: Tensor, tile: Tile) -> None:
+def _load(rows: Tensor, tensors: Sequence[Tensor], tile: Tile) -> None:
+    """Rows [K, g, n_padded] = one tile of the K tensors; the padding is left alone."""
     shape = tensors[0][tile].shape
     n = prod(shape[1:])
-    for k, x in enumerate(tensors):
-        units[k, :, :n].view(shape).copy_(x[tile])
+    for row, x in zip(rows, tensors, strict=True):
+        row[:, :n].view(shape).copy_(x[tile])
+
+
+def _load_scaled(units: Tensor, tensors: Sequence[Tensor], factors: Tensor, tile: Tile) -> None:
+    _load(units, tensors, tile)
+    for k in range(len(tensors)):
         units[k].mul_(factors[tile[0], k : k + 1])
 
 

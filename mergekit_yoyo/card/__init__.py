@@ -1,6 +1,6 @@
 """Model cards: marked sections of the body, checked front matter, and what inputs hand on."""
 
-from mergekit_yoyo.card.carrying import Carried, carry
+from mergekit_yoyo.card.carrying import Carried, carry, listed
 from mergekit_yoyo.card.front_matter import (
     check_card,
     read_card,
@@ -14,6 +14,7 @@ __all__ = [
     "Carried",
     "carry",
     "check_card",
+    "listed",
     "read_card",
     "read_metadata",
     "read_section",

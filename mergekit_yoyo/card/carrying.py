@@ -42,10 +42,12 @@ def carry(inputs: Mapping[str, Mapping[str, Any] | None]) -> Carried:
         metadata |= {"license": "other", "license_name": "-and-".join(distinct)}
         notes.append(f"license set to other: the inputs are under {', '.join(distinct)}")
 
-    languages = dict.fromkeys(tag for card in cards.values() for tag in _listed(card, "language"))
+    languages = dict.fromkeys(
+        tag for card in cards.values() for tag in listed(card.get("language"))
+    )
     if languages:
         metadata["language"] = list(languages)
-    tasks = {tag for card in cards.values() for tag in _listed(card, "pipeline_tag")}
+    tasks = {tag for card in cards.values() for tag in listed(card.get("pipeline_tag"))}
     if len(tasks) == 1:
         metadata["pipeline_tag"] = tasks.pop()
     return Carried(metadata, licenses, notes)
@@ -53,14 +55,14 @@ def carry(inputs: Mapping[str, Mapping[str, Any] | None]) -> Carried:
 
 def _license(card: Mapping[str, Any]) -> str | None:
     """The license of one card as one word: that of `license_name` where it is `other`."""
-    stated = _listed(card, "license")
+    stated = listed(card.get("license"))
     if stated == ["other"]:
-        stated = _listed(card, "license_name") or stated
+        stated = listed(card.get("license_name")) or stated
     return "-and-".join(stated) or None
 
 
-def _listed(card: Mapping[str, Any], key: str) -> list[str]:
-    value = card.get(key)
+def listed(value: object) -> list[str]:
+    """A card's value as a list of strings: one value, several, or none."""
     return (
         [str(item) for item in value] if isinstance(value, list) else [str(value)] if value else []
     )

@@ -7,6 +7,7 @@ from mergekit_yoyo import __version__
 from mergekit_yoyo.card import (
     carry,
     check_card,
+    listed,
     read_card,
     read_metadata,
     update_metadata,
@@ -36,7 +37,7 @@ def begun_card(source: Source, *, name: str, base_model: str | None, previous: s
     card = previous or f"# {name}\n"
     changes = _inherited(source)
     given = read_metadata(previous)
-    tags = [*_listed(given.get("tags") or changes.get("tags")), "mlx"]
+    tags = [*listed(given.get("tags") or changes.get("tags")), "mlx"]
     changes |= {
         "library_name": "mlx",
         "pipeline_tag": changes.get("pipeline_tag", "text-generation"),
@@ -188,9 +189,3 @@ print(generate(model, tokenizer, prompt=prompt, max_tokens=100))
 
 LM Studio: put this folder into `~/.lmstudio/models/<owner>/{name}` (or search for the repo in the
 app once it is on the Hub) and load it with the MLX engine."""
-
-
-def _listed(value: object) -> list[str]:
-    return (
-        [str(item) for item in value] if isinstance(value, list) else [str(value)] if value else []
-    )
