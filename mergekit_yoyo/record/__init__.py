@@ -1,0 +1,1 @@
+"""What a merge did, tensor by tensor: a JSON-lines file with a documented schema."""

@@ -1,0 +1,98 @@
+"""The schema of a merge's record: JSON lines, a header and then one line per tensor.
+
+Version 1. Numbers are rounded to six significant digits, and null where there is none. A tensor
+holds P problems: P is 1 but for packed experts, which merge one by one (with gate and up
+concatenated: gate and up of the first expert, then of the second, ...). K counts the inputs.
+"""
+
+from itertools import combinations
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+SCHEMA_VERSION = 1
+
+Number = float | None
+Scalar = str | float | int | bool | None
+Kind = Literal["rejected", "identical", "not_converged", "no_majority"]
+
+
+class _Line(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Header(_Line):
+    """The first line: what was merged, with what.
+
+    versions: of mergekit-yoyo, mergekit, torch and transformers. started: UTC, ISO 8601, of the
+    first tensor. inputs: the models' names as in the YAML; those of all slices, where mergekit
+    planned the merge. base: the name of base_model. tensors: how many lines will follow, null if
+    nobody planned them. parameters: the options of the first tensor.
+    """
+
+    line: Literal["header"] = "header"
+    schema_version: int = SCHEMA_VERSION
+    versions: dict[str, str]
+    started: str
+    inputs: list[str]
+    base: str | None = None
+    tensors: int | None = None
+    parameters: dict[str, Scalar]
+
+
+class Finding(_Line):
+    """Something that deserves a look.
+
+    kind: `rejected`, an input weighed nothing (`model` says which); `identical`, all inputs were
+    the same; `not_converged`, the geometric median; `no_majority`, two inputs, whose recall is
+    nothing. problems: in how many of the tensor's problems.
+    """
+
+    kind: Kind
+    model: str | None = None
+    problems: int = 1
+
+
+class TensorLine(_Line):
+    """What happened to one tensor. Lists are [P] or [P][...].
+
+    name, shape, dtype: of the merged tensor. inputs: the K models it was made of, null if they are
+    the header's, in its order. parameters: the options that differ from the header's.
+    consensus: the method of steps 4 to 7.
+    norms: [P][K] L2 norms of the inputs. cosines: [P][K (K - 1) / 2] of the residuals R_i and R_j
+    for the pairs (0, 1), (0, 2), ..., (1, 2), ...; null where one of them is zero.
+    residual_norms: [P][K]. weights: [P][K], what each input weighed in the consensus: 1 is full
+    trust, 0 is rejected. center_weights: [P][K], what the center is made of; null for the
+    coordinate median.
+    rank, energy, energy_scale: [P] r', p and lambda of steps 5 and 6, null with recall.
+    strength, condition_number: [P] beta, and the bound on the condition of the solve; recalled:
+    [P][K], how much of its own residual each input has back; null without recall.
+    iterations: [P] of the geometric median.
+    A tensor with a single input passes through: its lists are empty.
+    """
+
+    line: Literal["tensor"] = "tensor"
+    name: str
+    shape: list[int]
+    dtype: str
+    inputs: list[str] | None = None
+    parameters: dict[str, Scalar] = {}
+    consensus: str
+    norms: list[list[Number]] = []
+    cosines: list[list[Number]] = []
+    residual_norms: list[list[Number]] = []
+    weights: list[list[Number]] = []
+    center_weights: list[list[Number]] | None = None
+    rank: list[int] | None = None
+    energy: list[Number] | None = None
+    energy_scale: list[Number] | None = None
+    strength: list[Number] | None = None
+    condition_number: list[Number] | None = None
+    recalled: list[list[Number]] | None = None
+    iterations: list[int] = []
+    warnings: list[Finding] = []
+
+
+def pairs(count: int) -> list[tuple[int, int]]:
+    """The pairs of inputs in the order of `cosines`."""
+    return list(combinations(range(count), 2))
