@@ -21,7 +21,7 @@ from mergekit_yoyo.method import METHOD
 from mergekit_yoyo.record.layers import place_of
 from mergekit_yoyo.record.schema import Header, TensorLine, pairs
 
-ROUNDED = 2e-6  # six significant digits
+ROUNDED = 6e-6  # half a unit of six significant digits
 ABC = ("a", "b", "c", "d")
 NAN = "model.layers.1.input_layernorm.weight"
 
