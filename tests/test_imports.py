@@ -12,7 +12,8 @@ PACKAGE = Path(mergekit_yoyo.__file__).parent
 # what each part may import: of the package, and of the large libraries around it
 ALLOWED = {
     "algorithm": {"algorithm", "errors"},
-    "method": {"algorithm", "method", "errors", "mergekit", "transformers", "click"},
+    "record": {"record", "algorithm", "errors"},
+    "method": {"algorithm", "method", "record", "errors", "mergekit", "transformers", "click"},
     "card": {"card", "errors"},
     "finish": {"finish", "card", "staging", "errors", "mergekit", "transformers"},
     "mlx": {"mlx", "finish", "card", "staging", "errors", "mlx_lm", "transformers"},

@@ -19,6 +19,7 @@ from functools import reduce
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from mergekit_yoyo.algorithm.consensus import consensus
@@ -72,6 +73,7 @@ def fuse(
     experts: Experts | Packing = "auto",
     name: str = "tensor",
     labels: Sequence[str] | None = None,
+    dry_run: bool = False,
 ) -> FusionResult:
     """Merge K tensors of one shape with YOYO-Fusion.
 
@@ -86,6 +88,7 @@ def fuse(
     experts: `separate` merges each slice of the first axis on its own, and gate and up apart where
         `name` says `gate_up_proj`; `packed` and `auto` merge the tensor as it is.
     name, labels: the tensor's and the inputs' names in error messages.
+    dry_run: only find out what the merge would do; the tensor of the result is the first input.
 
     Raises YoyoError for inputs that do not fit, options out of range and non-finite values.
     """
@@ -105,15 +108,21 @@ def fuse(
         return FusionResult.untouched(tensors[0])
 
     packing = experts if isinstance(experts, Packing) else packing_for(experts, name)
-    out = torch.empty(tensors[0].shape, dtype=dtype, device=tensors[0].device)
     inputs = [problems(x, packing) for x in tensors]
-    details = _fuse_problems(inputs, problems(out, packing), settings)
+    if dry_run:
+        out = tensors[0]
+        details = _fuse_problems(inputs, None, settings)
+    else:
+        out = torch.empty(tensors[0].shape, dtype=dtype, device=tensors[0].device)
+        details = _fuse_problems(inputs, problems(out, packing), settings)
     if details is None:
         raise _not_finite(tensors, name, labels)
     return FusionResult.of(out, details, packed=packing != WHOLE)
 
 
-def _fuse_problems(tensors: Sequence[Tensor], out: Tensor, settings: _Settings) -> Details | None:
+def _fuse_problems(
+    tensors: Sequence[Tensor], out: Tensor | None, settings: _Settings
+) -> Details | None:
     """Steps 1 to 9 for B problems [B, ...], written to `out`; None if an input is not finite."""
     # steps 1 to 3: RMS, center, residuals
     span = span_of(tensors, settings.center, settings.anchor, settings.eps)
@@ -142,14 +151,15 @@ def _fuse_problems(tensors: Sequence[Tensor], out: Tensor, settings: _Settings) 
     if span.around_median:
         coefficients = np.full_like(update, np.nan)
         weights = scale[:, None] * span.unit_scale * update
-        weighted_median_sum(tensors, span.unit_scale, scale * remaining_center, weights, out)
+        if out is not None:
+            weighted_median_sum(tensors, span.unit_scale, scale * remaining_center, weights, out)
     else:
         of_units = update + remaining_center[:, None] * span.center_weights
         coefficients = scale[:, None] * span.unit_scale * of_units
-        weighted_sum(tensors, coefficients, out)
-    for problem in np.flatnonzero(agreed.rank == 0):
-        if all(torch.equal(x[problem], tensors[0][problem]) for x in tensors[1:]):
-            out[problem].copy_(tensors[0][problem])
+        if out is not None:
+            weighted_sum(tensors, coefficients, out)
+    if out is not None:
+        _keep_identical(tensors, np.flatnonzero(agreed.rank == 0), out)
 
     return Details(
         weights=agreed.weights,
@@ -167,6 +177,13 @@ def _fuse_problems(tensors: Sequence[Tensor], out: Tensor, settings: _Settings) 
         iterations=span.iterations,
         center_status=span.status,
     )
+
+
+def _keep_identical(tensors: Sequence[Tensor], suspects: NDArray[np.int64], out: Tensor) -> None:
+    """Copy the input, bit for bit, to the problems whose inputs are all the same."""
+    for problem in suspects:
+        if all(torch.equal(x[problem], tensors[0][problem]) for x in tensors[1:]):
+            out[problem].copy_(tensors[0][problem])
 
 
 def _promoted_dtype(tensors: Sequence[Tensor], name: str, labels: Sequence[str]) -> torch.dtype:

@@ -1,10 +1,11 @@
-"""The parameters of `yoyo_fusion` in mergekit's YAML: the options of `fuse`, but for `anchor`."""
+"""The parameters of `yoyo_fusion` in mergekit's YAML: options of `fuse`, and `report`."""
 
 from typing import Any
 
 from mergekit.merge_methods.base import ParameterScope, ParameterSpec
 
 from mergekit_yoyo.algorithm.options import EPS, MAX_SCALE, TUKEY_C, check_choice, check_number
+from mergekit_yoyo.errors import YoyoError
 from mergekit_yoyo.method.refusal import refusals
 
 
@@ -22,6 +23,16 @@ class _Number(ParameterSpec):  # type: ignore[misc]
     def validate(self, value: Any) -> float:
         with refusals():
             return check_number(self.name, value)
+
+
+class _Path(ParameterSpec):  # type: ignore[misc]
+    """A path, or None."""
+
+    def validate(self, value: Any) -> str | None:
+        if value is None or (isinstance(value, str) and value.strip()):
+            return value
+        with refusals():
+            raise YoyoError(f"{self.name}: expected a path in quotes; got {value!r}.")
 
 
 def _choice(name: str, default: str, description: str) -> ParameterSpec:
@@ -50,4 +61,5 @@ PARAMETERS: tuple[ParameterSpec, ...] = (
         "auto",
         "packed experts: auto (as the family's checkpoints store them), packed or separate",
     ),
+    _Path("report", str, ParameterScope.SHARED, None, "file for the record of the merge"),
 )

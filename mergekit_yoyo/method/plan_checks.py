@@ -17,6 +17,7 @@ from safetensors import safe_open
 
 from mergekit_yoyo.errors import YoyoError
 from mergekit_yoyo.method.refusal import PlanError
+from mergekit_yoyo.record import recorder
 
 # the tensors that hold scales and codes beside or instead of a quantized weight
 QUANTIZED_NAME = re.compile(
@@ -83,8 +84,9 @@ def _quantized_in(file: Path, changed: int) -> str | None:
 def check_task() -> None:
     """Refuse the tensor task that is asking, if mergekit would build it from the wrong inputs.
 
-    Raises PlanError for a tensor that would get fewer models than its slice has, and for
-    `center: anchor` where the anchor is missing. Does nothing for other callers.
+    Raises PlanError for a tensor that would get fewer models than its slice has, for `center:
+    anchor` where the anchor is missing, and for a record that cannot be written. Does nothing for
+    other callers.
     """
     from mergekit.merge_methods.task_adapter import ExecuteMergeMethodTask
 
@@ -97,6 +99,7 @@ def check_task() -> None:
         if isinstance(task, ExecuteMergeMethodTask):
             check_all_models_gathered(task)
             _check_anchor(task)
+            _plan_record(task)
             return
 
 
@@ -129,6 +132,20 @@ def _check_anchor(task: Any) -> None:
             f"{name}: the anchor {base} lacks this optional tensor. Choose another center for it "
             f"with a filter: {{filter: {name}, value: geometric_median}}."
         )
+
+
+def _plan_record(task: Any) -> None:
+    if report := task.parameters["report"]:
+        try:
+            recorder.plan(
+                report,
+                task.output_weight.name,
+                [str(model) for model in task.model_order],
+                None if task.base_model is None else str(task.base_model),
+                optional=task.output_weight.optional,
+            )
+        except YoyoError as error:
+            raise PlanError(str(error)) from error
 
 
 def _has_weight(task: Any, model: ModelReference) -> bool:

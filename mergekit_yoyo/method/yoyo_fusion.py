@@ -22,6 +22,9 @@ from mergekit_yoyo.method.expert_layout import packing_of
 from mergekit_yoyo.method.parameters import PARAMETERS
 from mergekit_yoyo.method.plan_checks import check_model_files, check_task
 from mergekit_yoyo.method.refusal import refusals
+from mergekit_yoyo.record import recorder
+from mergekit_yoyo.record.lines import tensor_line
+from mergekit_yoyo.record.schema import TensorLine
 
 
 class YoyoFusion(GroupMergeMethod):  # type: ignore[misc]  # mergekit is not typed
@@ -65,26 +68,52 @@ class YoyoFusion(GroupMergeMethod):  # type: ignore[misc]  # mergekit is not typ
         with refusals():
             return self._merge(group, **parameters)
 
-    def _merge(self, group: TensorGroup, **parameters: Any) -> Tensor:
+    def describe_group(self, group: TensorGroup, /, **parameters: Any) -> TensorLine:
+        """What `merge_group` would write to the record of the merge, without merging or writing.
+
+        Raises MergeError as `merge_group` does.
+        """
+        parameters.pop("report", None)
+        with refusals():
+            return self._fuse(group, parameters, dry_run=True)[1]
+
+    def _merge(self, group: TensorGroup, *, report: str | None = None, **parameters: Any) -> Tensor:
+        merged, line = self._fuse(group, parameters)
+        if report:
+            recorder.write(report, line)
+        return merged
+
+    def _fuse(
+        self, group: TensorGroup, parameters: dict[str, Any], *, dry_run: bool = False
+    ) -> tuple[Tensor, TensorLine]:
         name = group.metadata.name or "tensor"
         labels = [
             f"input {entry.id}" if isinstance(entry.id, int) else str(entry.id)
             for entry in group.entries
         ]
+        options = dict(parameters)
+        packing = packing_of(group, options.pop("experts"))
         anchor = None
-        if parameters["center"] == "anchor" and len(labels) > 1:
+        if options["center"] == "anchor" and len(labels) == 1:
+            options["center"] = "geometric_median"  # of one input: itself
+        elif options["center"] == "anchor":
             anchor = next((k for k, entry in enumerate(group.entries) if entry.is_base), None)
             if anchor is None:
                 raise YoyoError(
                     f"{name}: center: anchor needs the base model among the inputs, and it is not: "
                     f"{', '.join(labels)}. Set base_model, or another center for this tensor."
                 )
-        elif parameters["center"] == "anchor":
-            return group.tensors[0]  # type: ignore[no-any-return]
-        experts = packing_of(group, parameters.pop("experts"))
-        return fuse(
-            group.tensors, anchor=anchor, experts=experts, name=name, labels=labels, **parameters
-        ).tensor
+        result = fuse(
+            group.tensors,
+            anchor=anchor,
+            experts=packing,
+            name=name,
+            labels=labels,
+            dry_run=dry_run,
+            **options,
+        )
+        line = tensor_line(name, result.tensor, result, inputs=labels, parameters=parameters)
+        return result.tensor, line
 
 
 METHOD = YoyoFusion()

@@ -26,8 +26,9 @@ class Header(_Line):
 
     versions: of mergekit-yoyo, mergekit, torch and transformers. started: UTC, ISO 8601, of the
     first tensor. inputs: the models' names as in the YAML; those of all slices, where mergekit
-    planned the merge. base: the name of base_model. tensors: how many lines will follow, null if
-    nobody planned them. parameters: the options of the first tensor.
+    planned the merge. base: the name of base_model. tensors: how many lines a finished merge has at
+    least (tensors that a model may lack are not counted), null if nobody planned it. parameters:
+    the options of the first tensor.
     """
 
     line: Literal["header"] = "header"

@@ -1,0 +1,99 @@
+"""A tensor's line of the record, made from what the merge of that tensor found out."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from torch import Tensor
+
+from mergekit_yoyo.algorithm.result import Details
+from mergekit_yoyo.algorithm.robust import Array
+from mergekit_yoyo.record.schema import Finding, Number, Scalar, TensorLine, pairs
+
+REJECTED = 1e-3  # an input of less weight than this is called rejected
+
+
+def tensor_line(
+    name: str,
+    tensor: Tensor,
+    details: Details,
+    *,
+    inputs: Sequence[str],
+    parameters: Mapping[str, Scalar],
+) -> TensorLine:
+    """The line of one tensor.
+
+    tensor: one of the inputs or the merge, for the shape, and the dtype of the merge. details: of
+    `fuse` or `weigh`, with or without the axis of the problems. inputs: names of the K inputs, in
+    their order. parameters: the options the tensor was merged with, all of them.
+    """
+    line = TensorLine(
+        name=name,
+        shape=list(tensor.shape),
+        dtype=str(tensor.dtype).removeprefix("torch."),
+        inputs=list(inputs),
+        parameters=dict(parameters),
+        consensus="tukey",
+    )
+    if details.weights.size == 0:
+        return line
+    gram = details.residual_gram.reshape(-1, len(inputs), len(inputs))
+    weights, center_weights, norms, residual_norms = (
+        array.reshape(-1, len(inputs))
+        for array in (
+            details.weights,
+            details.center_weights,
+            details.norms,
+            details.residual_norms,
+        )
+    )
+    return line.model_copy(
+        update={
+            "norms": _rows(norms),
+            "cosines": _rows(_cosines(gram, residual_norms)),
+            "residual_norms": _rows(residual_norms),
+            "weights": _rows(weights),
+            "center_weights": None if np.isnan(center_weights).all() else _rows(center_weights),
+            "rank": np.atleast_1d(details.rank).tolist(),
+            "energy": _row(np.atleast_1d(details.energy)),
+            "energy_scale": _row(np.atleast_1d(details.energy_scale)),
+            "iterations": np.atleast_1d(details.iterations).tolist(),
+            "warnings": _findings(weights, details, inputs),
+        }
+    )
+
+
+def _cosines(gram: Array, residual_norms: Array) -> Array:
+    """[P, pairs]: cosines of the residuals, NaN where one is zero."""
+    columns = [
+        gram[:, i, j] / _nan_if_zero(residual_norms[:, i] * residual_norms[:, j])
+        for i, j in pairs(gram.shape[1])
+    ]
+    return np.clip(np.stack(columns, axis=1), -1.0, 1.0)
+
+
+def _nan_if_zero(values: Array) -> Array:
+    return np.where(values > 0, values, np.nan)
+
+
+def _findings(weights: Array, details: Details, inputs: Sequence[str]) -> list[Finding]:
+    rejected = (weights < REJECTED).sum(0).tolist()
+    found = [
+        Finding(kind="rejected", model=model, problems=count)
+        for model, count in zip(inputs, rejected, strict=True)
+        if count
+    ]
+    if identical := int((np.atleast_1d(details.rank) == 0).sum()):
+        found.append(Finding(kind="identical", problems=identical))
+    if stuck := int((np.atleast_1d(details.center_status) == "not_converged").sum()):
+        found.append(Finding(kind="not_converged", problems=stuck))
+    return found
+
+
+def _rows(values: Array) -> list[list[Number]]:
+    return [_row(row) for row in values]
+
+
+def _row(values: Array) -> list[Number]:
+    """Numbers with six significant digits, null for what is no number."""
+    return [float(f"{x:.6g}") if math.isfinite(x) else None for x in values.tolist()]
