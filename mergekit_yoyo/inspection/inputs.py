@@ -4,13 +4,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from huggingface_hub import HfApi, constants, get_safetensors_metadata
 
 from mergekit_yoyo.errors import YoyoError
 from mergekit_yoyo.finish.donor import Donor, locate
 from mergekit_yoyo.finish.recipe import ModelName, Recipe, references
-from mergekit_yoyo.finish.weights import DTYPES, TensorInfo, read_index, read_json
+from mergekit_yoyo.finish.weights import DTYPES, TensorInfo, main_dtype, read_index, read_json
 from mergekit_yoyo.inspection.remark import Remark, error, warning
+from mergekit_yoyo.staging import format_bytes
 
 if TYPE_CHECKING:
     from mergekit.common import ModelReference
@@ -40,6 +42,20 @@ class Input:
         """The part of its config.json that describes the language model."""
         text: dict[str, Any] = self.config.get("text_config") or self.config
         return text
+
+    @property
+    def summary(self) -> str:
+        """Kind, depth, size and dtype of the model."""
+        layers = self.text_config.get("num_hidden_layers")
+        parts = [str(self.config.get("model_type")), f"{layers} layers" if layers else ""]
+        infos = {name: info for name, info in self.tensors.items() if info is not None}
+        if infos:
+            count = sum(torch.Size(info.shape).numel() for info in infos.values())
+            dtype = str(main_dtype(infos)).removeprefix("torch.")
+            parts += [f"{count:,} parameters", dtype]
+        if self.missing_bytes is not None:
+            parts.append(f"{format_bytes(self.missing_bytes)} to download")
+        return ", ".join(filter(None, parts))
 
 
 def find_inputs(recipe: Recipe) -> tuple[list[Input], list[Remark]]:

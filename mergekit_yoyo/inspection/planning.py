@@ -103,23 +103,47 @@ def quiet() -> Iterator[None]:
         logging.disable(before)
 
 
-def locate_models(inputs: Sequence[Input]) -> dict[ModelReference, Located]:
-    """mergekit's references to the inputs, which find them where we found them."""
+@contextmanager
+def located(inputs: Sequence[Input]) -> Iterator[dict[ModelReference, Located]]:
+    """Stand-ins for mergekit's references, which find the inputs where we found them."""
     infer_architecture_info.cache_clear()  # files may have changed since an earlier look
     cache = LoaderCache()
     cache.setup(MergeOptions())
-    located = {}
+    models = {
+        item.reference: Located(**dict(item.reference), folder=item.folder) for item in inputs
+    }
+    try:
+        for item in inputs:
+            if item.missing_bytes is None:
+                index = ShardedTensorIndex.from_disk(str(item.folder))
+            else:
+                names = dict.fromkeys(item.tensors, "model.safetensors")
+                index = ShardedTensorIndex(str(item.folder), True, names, [])
+            _open(models[item.reference], index)
+        yield models
+    finally:
+        for model in models.values():
+            cache.loaders.pop(model, None)
+
+
+def download(inputs: Sequence[Input], models: Mapping[ModelReference, Located]) -> None:
+    """Bring the weights that are missing into the Hub cache, as the merge would.
+
+    Raises:
+        YoyoError: the Hub does not give them.
+    """
     for item in inputs:
-        model = Located(**dict(item.reference), folder=item.folder)
-        if item.missing_bytes is None:
-            index = ShardedTensorIndex.from_disk(str(item.folder))
-        else:
-            names = dict.fromkeys(item.tensors, "model.safetensors")
-            index = ShardedTensorIndex(str(item.folder), True, names, [])
-        Located.indices[item.folder] = index
-        cache.loaders[model] = model.lazy_loader()
-        located[item.reference] = model
-    return located
+        if item.missing_bytes is not None:
+            try:
+                folder = item.reference.local_path(ignore_lora=True)
+                _open(models[item.reference], ShardedTensorIndex.from_disk(folder))
+            except Exception as wrong:  # the network, permissions, a full disk
+                raise YoyoError(f"{item}: cannot be downloaded: {wrong}") from None
+
+
+def _open(model: Located, index: ShardedTensorIndex) -> None:
+    Located.indices[model.folder] = index
+    LoaderCache().loaders[model] = model.lazy_loader()
 
 
 def check_quantized(models: Iterable[Located]) -> list[Remark]:
