@@ -12,13 +12,19 @@ EPS, LAMBDA_MAX = 1e-8, 10.0
 
 
 class Reference(NamedTuple):
-    """The float64 merge, and r', p, lambda and ||R_k|| on the way (zeros where step 4 ends it)."""
+    """The float64 merge, and what happened on the way.
+
+    r', p, lambda and ||R_k|| (zeros where step 4 ends it); the residuals R; what each input weighed
+    (the mean of its W_kj, weighted by the energy of direction j).
+    """
 
     merge: np.ndarray
     rank: int
     energy: float
     energy_scale: float
     residual_norms: np.ndarray
+    residuals: np.ndarray
+    weights: np.ndarray
 
 
 def lower_median(values, axis):
@@ -82,7 +88,7 @@ def yoyo_fusion(
     R = u - m
     residual_norms = np.linalg.norm(R, axis=1)
     if residual_norms.max() < 1e-7:
-        y, kept, p, lam = m.copy(), 0, 0.0, 0.0
+        y, kept, p, lam, weights = m.copy(), 0, 0.0, 0.0, np.ones(K)
     else:
         Q, s, _ = np.linalg.svd(R.T, full_matrices=False)
         rank = int((s > s[0] * max(K, D) * 2.0**-52).sum())
@@ -99,6 +105,7 @@ def yoyo_fusion(
         W = w_kj * w_k[:, None]
         z = (W * Z).sum(0) / (W.sum(0) + EPS)
         y = m + lam * Q @ z
+        weights = W @ s[:kept] ** 2 / (s[:kept] ** 2).sum()
     y = y * average(r)
     y = y * average(np.linalg.norm(x, axis=1)) / (np.linalg.norm(y) + EPS)
-    return Reference(y.reshape(shape), kept, p, lam, residual_norms)
+    return Reference(y.reshape(shape), kept, p, lam, residual_norms, R, weights)
