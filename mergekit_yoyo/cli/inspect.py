@@ -45,7 +45,7 @@ def command(merge_yaml: Path, quick: bool, output: Path) -> None:
         MofNCompleteColumn(),
         TimeRemainingColumn(),
     ]
-    with Progress(*columns, console=err, transient=True) as bar:
+    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bar:
         task = bar.add_task("tensors", total=None, visible=False)
         seen = inspect(
             merge_yaml,

@@ -131,7 +131,7 @@ def read_header(file: Path) -> Iterator[tuple[str, TensorInfo]]:
                 if dtype not in DTYPES:
                     raise YoyoError(f"{file}: {name} has dtype {dtype}, which is not supported.")
                 yield name, TensorInfo(tuple(part.get_shape()), DTYPES[dtype])
-    except (OSError, SafetensorError) as error:
+    except (OSError, RuntimeError, SafetensorError) as error:  # RuntimeError: no room to map it
         raise YoyoError(f"{file}: this safetensors file cannot be read: {error}") from None
 
 

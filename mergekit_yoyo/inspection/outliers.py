@@ -7,9 +7,9 @@ from statistics import median
 from mergekit_yoyo.inspection.distances import (
     TensorDistances,
     families,
+    grouped,
     mean_cosine,
     relative_size,
-    spread,
 )
 from mergekit_yoyo.inspection.remark import Remark, error, note, some, warning
 from mergekit_yoyo.inspection.weights import Look
@@ -80,24 +80,23 @@ def _strangers(matrices: Sequence[TensorDistances], found: list[set[str]]) -> It
 def _outliers(
     tensors: Sequence[TensorDistances], matrices: Sequence[TensorDistances], models: Sequence[str]
 ) -> Iterator[Remark]:
+    """Models and tensors that lie elsewhere than the others, among fine-tunes of one base."""
     far = set()
-    if len(models) > 2:
-        spreads = {model: spread(matrices, model) for model in models}
-        for model in models:
-            others = median(value for name, value in spreads.items() if name != model)
-            if others and spreads[model] > max(FAR * others, NOTABLE):
-                far.add(model)
-                yield warning(
-                    f"{model}: {spreads[model] / others:.0f} times as far from the center as the "
-                    f"others ({spreads[model]:.1%} of the weights' size): another base, or noise?"
-                )
-    strange: dict[str, list[str]] = defaultdict(list)
+    spreads = {model: distance for model in models if (distance := _usual(matrices, model))}
+    for model, distance in spreads.items():
+        others = [value for name, value in spreads.items() if name != model]
+        if len(others) > 1 and distance > max(FAR * median(others), NOTABLE):
+            far.add(model)
+            yield warning(
+                f"{model}: {distance / median(others):.0f} times as far from the center as the "
+                f"others ({distance:.1%} of the weights' size): another base, or noise?"
+            )
     usual = {
-        (model, kind): median(t.distances[model] for t in group if model in t.distances)
-        for kind, group in _by_kind(tensors).items()
+        (model, kind): _usual(group, model)
+        for kind, group in grouped(tensors, lambda tensor: tensor.place.kind).items()
         for model in models
-        if any(model in t.distances for t in group)
     }
+    strange: dict[str, list[str]] = defaultdict(list)
     for tensor in tensors:
         for model in tensor.distances:
             if model not in far and _is_strange(tensor, model, usual[model, tensor.place.kind]):
@@ -126,11 +125,10 @@ def _is_strange(tensor: TensorDistances, model: str, usual: float) -> bool:
     return len(others) > 1 and tensor.distances[model] > max(FAR * farthest, FAR * usual, NOTABLE)
 
 
-def _by_kind(tensors: Sequence[TensorDistances]) -> dict[str, list[TensorDistances]]:
-    groups: dict[str, list[TensorDistances]] = defaultdict(list)
-    for tensor in tensors:
-        groups[tensor.place.kind].append(tensor)
-    return groups
+def _usual(tensors: Sequence[TensorDistances], model: str) -> float:
+    """A model's distance from the center in the median over tensors; 0 if it is in none."""
+    found = [tensor.distances[model] for tensor in tensors if model in tensor.distances]
+    return median(found) if found else 0.0
 
 
 def _sizes(matrices: Sequence[TensorDistances], models: Sequence[str]) -> Iterator[Remark]:

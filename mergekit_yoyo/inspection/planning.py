@@ -168,6 +168,8 @@ def plan_merge(
     config: MergeConfiguration = _with_models(recipe.config, models)
     options = MergeOptions()
     try:
+        for name in (config.dtype, config.out_dtype):
+            dtype_from_name(name)  # which mergekit asks when it reads the first tensor
         architecture = get_architecture_info(config, options)
         settings = _model_out_config(config, architecture)
         planner = MergePlanner(config, architecture, options, settings)

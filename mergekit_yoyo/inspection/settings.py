@@ -153,10 +153,9 @@ def _check_names(config: "MergeConfiguration") -> Iterator[Remark]:
     for key in ("dtype", "out_dtype"):
         try:
             dtype_from_name(getattr(config, key))
-        except RuntimeError:
-            name = getattr(config, key)
+        except RuntimeError as wrong:
             names = ["bfloat16", "float16", "float32", "float64"]
-            yield error(f"{key}: mergekit knows no {name}. {nearest(name, names)}")
+            yield error(f"{key}: {wrong}. {nearest(getattr(config, key), names)}")
     template = config.chat_template
     if template and template != "auto" and "{" not in template:
         files = importlib.resources.files(chat_templates).iterdir()
