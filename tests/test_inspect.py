@@ -168,6 +168,12 @@ CASES = {
         "error",
         ("model.norm.weight", "the first one 1", "only ./a"),
     ),
+    "stretched": Case(
+        sliced([(["./qwen"], 0, 2), (["./qwen"], 1, 3)]),
+        "error",
+        ("config.json of the merge", "layer_types", "dies after the weights", "finish --config"),
+        True,
+    ),
     "anchor": Case(
         recipe(ABC, center="anchor"), "error", ("center: anchor needs base_model",), True
     ),

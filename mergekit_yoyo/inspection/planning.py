@@ -5,23 +5,18 @@ not downloaded yet). What it refuses is an error here. What it accepts is held a
 tensors that are missing, shapes that differ, heads and norms made of fewer models than the rest.
 """
 
-import logging
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from mergekit.architecture import WeightInfo, get_architecture_info
-from mergekit.architecture.auto import infer_architecture_info
 from mergekit.architecture.conversion import can_convert_checkpoint_keys, convert_checkpoint_tensors
 from mergekit.common import ModelReference, dtype_from_name
 from mergekit.config import MergeConfiguration
 from mergekit.graph import Task
-from mergekit.io import LazyTensorLoader, ShardedTensorIndex
-from mergekit.io.tasks import LoaderCache, SaveTensor
+from mergekit.io.tasks import SaveTensor
 from mergekit.merge import _model_out_config
 from mergekit.merge_methods.task_adapter import ExecuteMergeMethodTask
 from mergekit.options import MergeOptions
@@ -32,11 +27,11 @@ from mergekit_yoyo.errors import YoyoError
 from mergekit_yoyo.finish.recipe import Recipe
 from mergekit_yoyo.finish.weights import TensorInfo
 from mergekit_yoyo.inspection.inputs import Input
+from mergekit_yoyo.inspection.located import Located
 from mergekit_yoyo.inspection.remark import Remark, error, some, warning
 from mergekit_yoyo.inspection.settings import filters_of, settings_of
 from mergekit_yoyo.method.plan_checks import (
     check_all_models_gathered,
-    check_model_files,
     gathered_weights,
 )
 from mergekit_yoyo.method.refusal import PlanError
@@ -45,27 +40,16 @@ REFUSED = "mergekit refuses the merge: "
 _LAYER = re.compile(r"\.\d+\.")
 
 
-class Located(ModelReference, frozen=True):  # type: ignore[misc, call-arg]  # not typed
-    """A model of the YAML whose folder is known: mergekit's own would ask the Hub for it."""
-
-    folder: Path
-    indices: ClassVar[dict[Path, ShardedTensorIndex]] = {}
-
-    def lazy_loader(
-        self, cache_dir: str | None = None, lazy_unpickle: bool = True
-    ) -> LazyTensorLoader:
-        """A loader of the tensors in `folder`, or of their names only."""
-        return LazyTensorLoader(self.indices[self.folder], lazy_unpickle)
-
-
 @dataclass(frozen=True)
 class Plan:
     """mergekit's plan: the task of each tensor, and all targets that a run would execute.
 
-    loaded: what a task's model hands over for a weight; None where only its name is known.
+    settings: the transformers config that would be saved. loaded: what a task's model hands over
+    for a weight; None where only its name is known.
     """
 
     config: MergeConfiguration
+    settings: Any
     tasks: list[ExecuteMergeMethodTask]
     targets: list[Task]
     loaded: dict[tuple[ModelReference, str], TensorInfo | None]
@@ -90,71 +74,6 @@ class Plan:
             for info in infos:
                 dtype = torch.promote_types(dtype, info.dtype)
         return TensorInfo(max(info.shape for info in infos), dtype)
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Without mergekit's own warnings: what matters of them is said in our words."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(before)
-
-
-@contextmanager
-def located(inputs: Sequence[Input]) -> Iterator[dict[ModelReference, Located]]:
-    """Stand-ins for mergekit's references, which find the inputs where we found them."""
-    infer_architecture_info.cache_clear()  # files may have changed since an earlier look
-    cache = LoaderCache()
-    cache.setup(MergeOptions())
-    models = {
-        item.reference: Located(**dict(item.reference), folder=item.folder) for item in inputs
-    }
-    try:
-        for item in inputs:
-            if item.missing_bytes is None:
-                index = ShardedTensorIndex.from_disk(str(item.folder))
-            else:
-                names = dict.fromkeys(item.tensors, "model.safetensors")
-                index = ShardedTensorIndex(str(item.folder), True, names, [])
-            _open(models[item.reference], index)
-        yield models
-    finally:
-        for model in models.values():
-            cache.loaders.pop(model, None)
-
-
-def download(inputs: Sequence[Input], models: Mapping[ModelReference, Located]) -> None:
-    """Bring the weights that are missing into the Hub cache, as the merge would.
-
-    Raises:
-        YoyoError: the Hub does not give them.
-    """
-    for item in inputs:
-        if item.missing_bytes is not None:
-            try:
-                folder = item.reference.local_path(ignore_lora=True)
-                _open(models[item.reference], ShardedTensorIndex.from_disk(folder))
-            except Exception as wrong:  # the network, permissions, a full disk
-                raise YoyoError(f"{item}: cannot be downloaded: {wrong}") from None
-
-
-def _open(model: Located, index: ShardedTensorIndex) -> None:
-    Located.indices[model.folder] = index
-    LoaderCache().loaders[model] = model.lazy_loader()
-
-
-def check_quantized(models: Iterable[Located]) -> list[Remark]:
-    """Models with quantized weights, whose scales any merge would drop."""
-    remarks = []
-    for model in models:
-        try:
-            check_model_files([model])
-        except YoyoError as wrong:
-            remarks.append(error(str(wrong)))
-    return remarks
 
 
 def plan_merge(
@@ -187,7 +106,7 @@ def plan_merge(
             found, info = _loaded(folders[model.folder], weight)
             if found:
                 loaded[model, weight.name] = info
-    return Plan(config, tasks, targets, loaded)
+    return Plan(config, settings, tasks, targets, loaded)
 
 
 def check_plan(plan: Plan) -> list[Remark]:
@@ -219,6 +138,16 @@ def check_plan(plan: Plan) -> list[Remark]:
     if shapes:
         hint = " For the vocabulary, add `tokenizer: {source: union}`." if vocabulary else ""
         remarks.append(error(f"shapes differ: {some(shapes)}.{hint}"))
+    try:
+        plan.settings.validate()
+    except Exception as wrong:  # validators of many kinds
+        reason = str(wrong).splitlines()[-1].strip()
+        remarks.append(
+            error(
+                f"config.json of the merge: {reason}: mergekit dies after the weights. "
+                "`mergekit-yoyo finish --config` rescues such a merge."
+            )
+        )
     return remarks
 
 

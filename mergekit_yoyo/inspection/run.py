@@ -17,18 +17,14 @@ from mergekit_yoyo.inspection.fit import (
     donor_remark,
 )
 from mergekit_yoyo.inspection.inputs import Input, find_inputs
+from mergekit_yoyo.inspection.located import Located, check_quantized, download, located, quiet
 from mergekit_yoyo.inspection.outliers import check_looks
 from mergekit_yoyo.inspection.planning import (
     REFUSED,
-    Located,
     Plan,
     check_filters,
     check_plan,
-    check_quantized,
-    download,
-    located,
     plan_merge,
-    quiet,
 )
 from mergekit_yoyo.inspection.remark import Level, Remark, error
 from mergekit_yoyo.inspection.resources import check_disk, check_memory
