@@ -98,6 +98,8 @@ def _as_rows(x: Tensor, kind: Kind) -> Tensor:
 class _Group:
     """B problems [B, rows, width] that are merged together, a block of rows at a time."""
 
+    max_rows: int  # of a block: more are no faster, and leave the cache
+
     def __init__(self, tensors: Sequence[Tensor], weighing: Weighing) -> None:
         self.tensors = tensors
         self.rows, self.width = tensors[0].shape[1:]
@@ -123,11 +125,13 @@ class _Group:
         for block in self.blocks():
             center, residuals = self.residuals(block)
             weighted = self.in_own_spaces(residuals)
-            move = self.solve(sum(weighted.values(), torch.zeros_like(center)))
-            move *= self.strength
+            move = torch.zeros_like(center)
+            for own in weighted.values():
+                move.add_(own)
+            move = self.solve(move).mul_(self.strength)
             for k, own in weighted.items():
-                back[0, k] += (move * own).sum((1, 2))
-                back[1, k] += (residuals[k] * own).sum((1, 2))
+                back[0, k] += _dot(move, own)
+                back[1, k] += _dot(residuals[k], own)
             if out is not None:
                 out[:, block].copy_(center.add_(move))
         return (back[0] / back[1]).T
@@ -146,19 +150,19 @@ class _Group:
 
     def blocks(self) -> Iterator[slice]:
         """Blocks of rows whose residuals and products fit into the scratch."""
-        row_bytes = len(self.tensors[0]) * self.width * 8 * (3 * len(self.used) + 3)
-        step = max(1, scratch_bytes(self.tensors[0].device) // row_bytes)
+        row_bytes = len(self.tensors[0]) * self.width * 8 * (2 * len(self.used) + 4)
+        step = min(self.max_rows, max(1, scratch_bytes(self.tensors[0].device) // row_bytes))
         for start in range(0, self.rows, step):
             yield slice(start, min(start + step, self.rows))
 
     def residuals(self, block: slice) -> tuple[Tensor, dict[int, Tensor]]:
         """m, and R_k of the inputs that count, on some rows: float64 [B, rows, width]."""
         center = torch.zeros_like(self.tensors[0][:, block], dtype=torch.float64)
-        loaded = {k: self.tensors[k][:, block].double() for k in self.used}
+        loaded = {k: self.tensors[k][:, block].to(torch.float64, copy=True) for k in self.used}
         for k in np.flatnonzero(self.weighing.center.any(0)).tolist():
             x = loaded[k] if k in loaded else self.tensors[k][:, block].double()
             center.addcmul_(x, self.center[k])
-        return center, {k: x - center for k, x in loaded.items()}
+        return center, {k: x.sub_(center) for k, x in loaded.items()}
 
     def _on_device(self, array: Array) -> Tensor:
         """[B, K] as [K, B, 1, 1] and [B] as [B, 1, 1], beside the tensors."""
@@ -167,6 +171,8 @@ class _Group:
 
 class _Matrices(_Group):
     """Linear layers [B, outputs, inputs]: A_k = R_k^T R_k / ||R_k||^2 + (rho / inputs) I."""
+
+    max_rows = 1024
 
     def __init__(self, tensors: Sequence[Tensor], weighing: Weighing) -> None:
         super().__init__(tensors, weighing)
@@ -177,7 +183,7 @@ class _Matrices(_Group):
         self.total = self.trust.new_zeros(square)
         for block in self.blocks():
             for k, residual in self.residuals(block)[1].items():
-                scaled = residual * self.shares[k].sqrt()
+                scaled = residual.mul_(self.shares[k].sqrt())
                 self.energies.get(k, self.total).baddbmm_(scaled.transpose(1, 2), scaled)
         for k in self.used:
             self.energies.get(k, self.total).diagonal(dim1=1, dim2=2).add_(self._ridge(k)[..., 0])
@@ -202,13 +208,13 @@ class _Matrices(_Group):
         own = {k: r * self._ridge(k) for k, r in residuals.items()}
         for block in self.blocks():
             for k, other in self.residuals(block)[1].items():
-                own[k].baddbmm_(
-                    torch.bmm(residuals[k], (other * self.shares[k]).transpose(1, 2)), other
-                )
+                products = torch.bmm(residuals[k], other.transpose(1, 2)).mul_(self.shares[k])
+                own[k].baddbmm_(products, other)
         return own
 
     def solve(self, total: Tensor) -> Tensor:
-        return torch.cholesky_solve(total.transpose(1, 2), self.total).transpose(1, 2)
+        solution: Tensor = torch.cholesky_solve(total.transpose(1, 2), self.total)
+        return solution.transpose(1, 2)
 
     def condition(self) -> Tensor:
         ridge = self.trust.sum(0)[:, 0, 0] * (self.weighing.ridge / self.width)
@@ -217,6 +223,8 @@ class _Matrices(_Group):
 
 class _Rows(_Group):
     """Embedding tables, and vectors as tables of width 1: A_k is diagonal, one number a row."""
+
+    max_rows = 2**16
 
     @classmethod
     def problems_at_once(cls, shape: Sequence[int], count: int, device: torch.device) -> int:
@@ -243,6 +251,11 @@ def _is_wide(outputs: int, inputs: int) -> bool:
     return inputs >= WIDE * outputs
 
 
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    """[B], inner products of the problems."""
+    return torch.bmm(a.reshape(len(a), 1, -1), b.reshape(len(b), -1, 1))[:, 0, 0]
+
+
 def scratch_bytes(device: torch.device) -> int:
     """Scratch for one block of rows: enough rows for matrix products at full speed."""
-    return (64 if device.type == "cpu" else 512) * MIB
+    return (256 if device.type == "cpu" else 1024) * MIB
