@@ -121,6 +121,12 @@ CASES = {
     ),
     # the way to the models
     "no such folder": fault("d", "error", "there is no such folder", fails=True),
+    "adapter": Case(
+        recipe([*ABC, "./base+./adapter"]),
+        "warning",
+        ("./base+./adapter: mergekit needs --lora-merge-cache",),
+        True,
+    ),
     "home": Case(recipe(["~/a", *ABC]), "error", ("~/a", "does not expand"), True),
     "missing shard": fault("torn", "error", "incomplete", fails=True),
     # do they fit
@@ -221,6 +227,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for k, name in enumerate("abc"):
         tune(name, k)
     shutil.copytree(root / "a", root / "copy")
+    (root / "adapter").mkdir()
     torn = shutil.copytree(root / "a", root / "torn")
     (torn / "model.safetensors").unlink()
     index = {"metadata": {}, "weight_map": {UP: "model-00001-of-00002.safetensors"}}
@@ -315,6 +322,7 @@ PREDICTED = {
     "anchor": recipe(ABC, "base_model: ./base\n", center="anchor", tukey_c=[3, 6]),
     "coordinate median": recipe([*ABC, "./float32"], center="coordinate_median"),
     "vocabulary": recipe([*ABC, "./large"], "base_model: ./a\ntokenizer: {source: union}\n"),
+    "recall": recipe(["./moe", "./moe1", "./moe2"], consensus="recall", ridge=[0.1, 0.3]),
     "slices": sliced([(ABC, 0, 1), (["./b"], 0, 2), (["./a", "./b", "./norms"], 1, 3)]),
     "untied": recipe([*ABC, "./untied"], rescale="median"),
     "optional": recipe(["./glm", "./unbiased", "./glm2"], "dtype: float32\n"),

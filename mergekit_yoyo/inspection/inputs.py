@@ -67,21 +67,19 @@ def find_inputs(recipe: Recipe) -> tuple[list[Input], list[Remark]]:
     found: list[Input] = []
     remarks: list[Remark] = []
     for reference in references(recipe.config):
-        name = ModelName(reference.model.path, reference.model.revision)
-        remarks += _check_name(name)
-        if reference.lora is not None:
-            adapter = ModelName(reference.lora.path, reference.lora.revision)
-            remarks += _check_name(adapter)
-            remarks.append(
-                warning(
-                    f"{reference}: mergekit needs --lora-merge-cache for a LoRA adapter; inspect "
-                    "looks at the model without it, and at no weights"
-                )
-            )
+        paths = [path for path in (reference.model, reference.lora) if path is not None]
+        names = [ModelName(path.path, path.revision) for path in paths]
         try:
             if reference.lora is not None:
-                _folder(adapter)
-            found.append(_look_at(reference, name))
+                _folder(names[1])
+                remarks.append(
+                    warning(
+                        f"{reference}: mergekit needs --lora-merge-cache for a LoRA adapter; "
+                        "inspect looks at the model without it, and at no weights"
+                    )
+                )
+            found.append(_look_at(reference, names[0]))
+            remarks += [remark for name in names for remark in _check_name(name)]
         except YoyoError as wrong:
             remarks.append(error(str(wrong)))
     tokenizer = recipe.config.tokenizer
