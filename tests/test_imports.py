@@ -16,6 +16,15 @@ ALLOWED = {
     "method": {"algorithm", "method", "record", "errors", "mergekit", "transformers", "click"},
     "card": {"card", "errors"},
     "finish": {"finish", "card", "staging", "errors", "mergekit", "transformers"},
+    "inspection": {
+        "inspection",
+        "finish",
+        "method",
+        "record",
+        "staging",
+        "errors",
+        "mergekit",
+    },
     "mlx": {"mlx", "finish", "card", "staging", "errors", "mlx_lm", "transformers"},
     "scores": {"scores", "card", "staging", "seven_tasks", "errors"},
     "evaluation": {
