@@ -8,6 +8,7 @@ from collections.abc import Sequence
 LIGHT = ["#fbf8e3", "#c7e6bd", "#5bbcc0", "#2a74b2", "#122a63"]
 DARK = ["#161f33", "#22477f", "#2f86ab", "#7fcbb6", "#f3f3c8"]
 INK = "#2b3440"
+CROSS = "\N{MULTIPLICATION SIGN}"  # marks a rejected input, so that no color has to
 
 
 def shade(value: float, stops: Sequence[str] = tuple(LIGHT)) -> str:

@@ -96,9 +96,7 @@ def compare_records(a: Record, b: Record) -> Comparison:
     if not common:
         raise YoyoError(f"{a.path} and {b.path} have no tensor in common.")
     both = [
-        (here[name], there[name])
-        for name in common
-        if here[name].problems and there[name].problems
+        (here[name], there[name]) for name in common if here[name].problems and there[name].problems
     ]
     for one, other in both:
         _check_inputs(a, b, names, one, other, order)
@@ -171,8 +169,8 @@ def _models(
     a = mean(np.stack([one.weight for one, _ in both]), axis=0, weights=elements)
     b = mean(np.stack([other.weight[order] for _, other in both]), axis=0, weights=elements)
     sizes = _mean_change(changes, sizes=True)
-    rejected_a = sum(one.rejected for one, _ in both)
-    rejected_b = sum(other.rejected[order] for _, other in both)
+    rejected_a = np.sum([one.rejected for one, _ in both], axis=0)
+    rejected_b = np.sum([other.rejected[order] for _, other in both], axis=0)
     return [
         ModelChange(
             name=name,

@@ -24,6 +24,7 @@ def render_page(summary: Summary) -> str:
         undefined=jinja2.StrictUndefined,
     )
     environment.filters["ranges"] = ranges
+    environment.filters["fixed"] = lambda value: "-" if np.isnan(value) else f"{value:.3f}"
     # `tojson` writes <, > and & as escapes: no name can end the script element
     environment.policies["json.dumps_kwargs"] = {
         "ensure_ascii": False,
@@ -44,10 +45,11 @@ def render_page(summary: Summary) -> str:
 def page_data(summary: Summary) -> dict[str, Any]:
     """What the script draws, as JSON: numbers of four significant digits, null where there is none.
 
-    Tensors are lists in the order of `fields`; `strip` holds the weights of packed experts in
-    thousandths, expert by expert.
+    Tensors are lists in the order of `fields`, which saves most of the bytes; `strip` holds the
+    weights of packed experts in thousandths, expert by expert.
     """
     kinds = sorted({tensor.place.kind for tensor in summary.tensors})
+    rows = [_tensor(tensor, kinds) for tensor in summary.tensors]
     return {
         "models": [{"name": model.name, "short": model.short} for model in summary.models],
         "scales": {"light": LIGHT, "dark": DARK},
@@ -56,47 +58,45 @@ def page_data(summary: Summary) -> dict[str, Any]:
         "distances": _grid(summary.distances),
         "gaps": _numbers(summary.gaps),
         "centers": [_number(model.distance) for model in summary.models],
-        "fields": (
-            "name layer kind shape dtype problems weight low high rejected distance disagreement "
-            "norm center rank energy scale iterations passed options found strip"
-        ).split(),
-        "tensors": [_tensor(tensor, kinds) for tensor in summary.tensors],
+        "fields": list(rows[0]) if rows else [],
+        "tensors": [list(row.values()) for row in rows],
     }
 
 
-def _tensor(tensor: Measures, kinds: list[str]) -> list[Any]:
+def _tensor(tensor: Measures, kinds: list[str]) -> dict[str, Any]:
     line = tensor.line
-    empty = not tensor.problems
+    merged, packed = tensor.problems > 0, tensor.problems > 1
     strip: list[int | None] = []
-    if tensor.problems > 1:
+    if packed:
         strip = [
             None if np.isnan(weight) else round(weight * _STRIP)
             for weight in tensor.weights.ravel().tolist()
         ]
-    return [
-        line.name,
-        tensor.place.layer,
-        kinds.index(tensor.place.kind),
-        line.shape,
-        line.dtype,
-        tensor.problems,
-        _numbers(tensor.weight),
-        _numbers(_extreme(tensor.weights, least=True)) if tensor.problems > 1 else None,
-        _numbers(_extreme(tensor.weights, least=False)) if tensor.problems > 1 else None,
-        tensor.rejected.tolist(),
-        _numbers(tensor.distance),
-        None if empty else _number(tensor.disagreement),
-        _numbers(np.sqrt(tensor.problems * mean(tensor.norms**2, axis=0))),
-        _numbers(mean(tensor.center_weights, axis=0)),
-        _span(line.rank),
-        _span(line.energy),
-        _span(line.energy_scale),
-        _span(line.iterations),
-        line.inputs if empty else None,
-        line.parameters or None,
-        [finding.kind for finding in line.warnings if finding.kind != "rejected"],
-        strip,
-    ]
+    return {
+        "name": line.name,
+        "layer": tensor.place.layer,
+        "kind": kinds.index(tensor.place.kind),
+        "shape": line.shape,
+        "dtype": line.dtype,
+        "problems": tensor.problems,
+        "weight": _numbers(tensor.weight),
+        "low": _numbers(_extreme(tensor.weights, least=True)) if packed else None,
+        "high": _numbers(_extreme(tensor.weights, least=False)) if packed else None,
+        "rejected": tensor.rejected.tolist(),
+        "distance": _numbers(tensor.distance),
+        "disagreement": _number(tensor.disagreement) if merged else None,
+        "norm": _numbers(np.sqrt(tensor.problems * mean(tensor.norms**2, axis=0))),
+        "center": _numbers(mean(tensor.center_weights, axis=0)),
+        "rank": _span(line.rank),
+        "energy": _span(line.energy),
+        "scale": _span(line.energy_scale),
+        "strength": _span(line.strength),
+        "iterations": _span(line.iterations),
+        "passed": None if merged else line.inputs,
+        "options": line.parameters or None,
+        "found": [finding.kind for finding in line.warnings if finding.kind != "rejected"],
+        "strip": strip,
+    }
 
 
 def _extreme(weights: Array, *, least: bool) -> Array:

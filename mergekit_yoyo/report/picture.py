@@ -6,13 +6,14 @@ from textwrap import wrap
 import numpy as np
 
 from mergekit_yoyo.errors import YoyoError
-from mergekit_yoyo.report.colors import INK, LIGHT, is_dark, shade
+from mergekit_yoyo.report.colors import CROSS, INK, LIGHT, is_dark, shade
 from mergekit_yoyo.report.summary import Summary
 
 _WRITTEN_LAYERS = 12  # a cell of a model with at most so many layers holds its number
 _CELL, _LABEL = 0.24, 2.1  # inches
 _LETTERS_PER_INCH = 13
 _OUTER_GAP = 0.35  # cells
+_REJECTED = 1e-3  # as in the record
 
 
 def render_picture(summary: Summary) -> bytes:
@@ -41,7 +42,7 @@ def render_picture(summary: Summary) -> bytes:
     down = -(-len(summary.models) // across)
     inches = max(_LABEL + across * (panel + 0.15) + 0.7, 4.5)
     footer = [f"Warning: {warning}" for warning in summary.warnings]
-    footer.append("mean weight in the merge: 1 is full trust, 0 is rejected (×)")
+    footer.append(f"mean weight in the merge: 1 is full trust, 0 is rejected ({CROSS})")
     lines = [part for line in footer for part in wrap(line, int(_LETTERS_PER_INCH * inches))]
     height = down * (_CELL * (len(kinds) + _OUTER_GAP) + 0.62) + 0.17 * len(lines) + 0.15
     figure = Figure(figsize=(inches, height), layout="constrained")
@@ -64,11 +65,11 @@ def render_picture(summary: Summary) -> bytes:
                 axis.add_patch(
                     Rectangle(corner, width, 1, facecolor=shade(value), edgecolor="white", lw=0.6)
                 )
-                text = f"{value:.2f}".lstrip("0") if written else ""
+                text = f"{value:.2f}".lstrip("0") if written or len(line) == 1 else ""
                 axis.text(
                     corner[0] + width / 2,
                     row,
-                    "×" if value < 0.001 else text,
+                    CROSS if value < _REJECTED else text,
                     ha="center",
                     va="center_baseline",
                     fontsize=6,
@@ -86,15 +87,16 @@ def render_picture(summary: Summary) -> bytes:
     bar = figure.colorbar(
         ScalarMappable(Normalize(0, 1), LinearSegmentedColormap.from_list("weight", LIGHT)),
         ax=axes,
-        aspect=30,
+        fraction=0.02,
+        aspect=40,
         pad=0.01,
         ticks=[0, 0.5, 1],
     )
-    bar.outline.set_visible(False)  # type: ignore[operator]
+    bar.outline.set_visible(False)
     bar.ax.tick_params(length=0, labelsize=7, labelcolor=INK)
     figure.supxlabel(_plain("\n".join(lines)), fontsize=7, x=0.01, ha="left", color=INK)
     png = BytesIO()
-    figure.savefig(png, dpi=130, format="png", facecolor="white")
+    figure.savefig(png, dpi=110, format="png", facecolor="white", pil_kwargs={"optimize": True})
     return png.getvalue()
 
 

@@ -8,6 +8,7 @@ from rich.console import Group, RenderableType
 from rich.table import Column, Table
 from rich.text import Text
 
+from mergekit_yoyo.report.colors import CROSS
 from mergekit_yoyo.report.compare import Comparison
 from mergekit_yoyo.report.measures import Measures
 from mergekit_yoyo.report.summary import (
@@ -16,7 +17,6 @@ from mergekit_yoyo.report.summary import (
     ModelTotals,
     Summary,
     ranges,
-    short_names,
 )
 
 _SHOWN = 8  # tensors in a list
@@ -116,7 +116,7 @@ def _models(models: Sequence[ModelTotals]) -> Table:
     for title in ("rejected in", "distance", "size"):
         table.add_column(title, justify="right")
     for model in models:
-        share = f" ({model.rejected / model.problems:.0%})" if model.rejected else ""
+        share = f" ({model.rejected / model.problems:.1%})" if model.rejected else ""
         table.add_row(
             Text(model.short),
             Text(f"{_weight(model.weight)} {_bar(model.weight)}"),
@@ -216,9 +216,9 @@ def _bar(value: float) -> str:
 
 
 def _level(value: float | None) -> str:
-    """One column of a strip: a level for a weight, a cross for a rejected input."""
+    """One column of a strip: a level for a weight, a cross for an input that is ignored."""
     if value is None or math.isnan(value):
         return " "
     if value < IGNORED:
-        return "×"
+        return CROSS
     return _LEVELS[min(int(value * len(_LEVELS)), len(_LEVELS) - 1)]
