@@ -374,13 +374,15 @@ function startTable() {
     return make("th", { scope: "col", className: column.text ? "text" : "" }, button);
   });
   byId("tensors").tHead.append(make("tr", {}, ...heads));
-  const { layer, kind, rejected } = filters.elements;
+  const { text, layer, kind, rejected } = filters.elements;
   const option = (value, text) => make("option", { value }, text);
   layer.append(...data.weights.layers.map((number) => option(number, number)));
   if (data.weights.outside.length) layer.append(option("outside", "outside"));
   kind.append(...data.kinds.map((name, i) => option(i, name)));
   rejected.append(option("any", "any model"), ...models.map((model, m) => option(m, model.short)));
-  filters.addEventListener("input", () => { limit = FIRST_ROWS; drawTable(); });
+  const narrow = () => { limit = FIRST_ROWS; drawTable(); };
+  text.addEventListener("input", narrow);
+  for (const select of [layer, kind, rejected]) select.addEventListener("change", narrow);
   filters.addEventListener("submit", (event) => event.preventDefault());
   filters.addEventListener("reset", () => setTimeout(drawTable)); // fields are cleared after it
   byId("more").addEventListener("click", () => { limit = Infinity; drawTable(); });
