@@ -21,7 +21,8 @@ def some_tensors(count: int, *shape: int) -> list[torch.Tensor]:
 def test_the_registered_method_is_ours() -> None:
     assert get("yoyo_fusion") is METHOD
     assert {parameter.name for parameter in METHOD.spec.parameters} == {
-        *("center", "rescale", "mad_median", "tukey_c", "max_scale", "eps", "experts", "report")
+        *("center", "rescale", "mad_median", "tukey_c", "max_scale", "eps", "experts", "report"),
+        *("consensus", "ridge", "recall_strength"),
     }
     assert all(parameter.description for parameter in METHOD.spec.parameters)
 

@@ -57,6 +57,20 @@ class Span:
         squares = _inner(vectors[:, None], self.gram)[:, 0, 0]
         return np.sqrt(np.maximum(squares, _square_noise(vectors[:, None], self.gram)[:, 0]))
 
+    def own_residual_squares(self, weights: Array) -> Array:
+        """[B, K], ||x_k - sum_j weights_j x_j||^2, zero where it is round-off.
+
+        weights: [B, K] of the inputs in their own scale.
+        """
+        units = self.center[:, None] + self.residuals
+        scale = np.where(self.unit_scale > 0, self.unit_scale, np.inf)  # lost ones count as zero
+        inputs = units / scale[:, :, None]
+        rows = inputs - np.einsum("bk,bkm->bm", weights, inputs)[:, None]
+        squares = np.einsum("bkm,bmn,bkn->bk", rows, self.gram, rows)
+        # what was added up sets the round-off, not what is left of it
+        entered = np.abs(inputs) + np.einsum("bk,bkm->bm", weights, np.abs(inputs))[:, None]
+        return np.where(squares > _square_noise(entered, self.gram), squares, 0.0)
+
 
 def span_of(
     tensors: Sequence[Tensor], center: Center, anchor: int | None, eps: float

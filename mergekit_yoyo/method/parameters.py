@@ -4,7 +4,16 @@ from typing import Any
 
 from mergekit.merge_methods.base import ParameterScope, ParameterSpec
 
-from mergekit_yoyo.algorithm.options import EPS, MAX_SCALE, TUKEY_C, check_choice, check_number
+from mergekit_yoyo.algorithm.options import (
+    EPS,
+    MAX_SCALE,
+    RIDGE,
+    TUKEY_C,
+    Strength,
+    check_choice,
+    check_number,
+    check_strength,
+)
 from mergekit_yoyo.errors import YoyoError
 from mergekit_yoyo.method.refusal import refusals
 
@@ -23,6 +32,14 @@ class _Number(ParameterSpec):  # type: ignore[misc]
     def validate(self, value: Any) -> float:
         with refusals():
             return check_number(self.name, value)
+
+
+class _Strength(ParameterSpec):  # type: ignore[misc]
+    """A number, or `auto`."""
+
+    def validate(self, value: Any) -> Strength:
+        with refusals():
+            return check_strength(value)
 
 
 class _Path(ParameterSpec):  # type: ignore[misc]
@@ -45,6 +62,11 @@ def _number(name: str, default: float, description: str) -> ParameterSpec:
 
 PARAMETERS: tuple[ParameterSpec, ...] = (
     _choice(
+        "consensus",
+        "tukey",
+        "tukey, the published method, or recall, which keeps what each model learned",
+    ),
+    _choice(
         "center",
         "geometric_median",
         "robust center: geometric_median, coordinate_median, or anchor (base_model is the center)",
@@ -56,6 +78,14 @@ PARAMETERS: tuple[ParameterSpec, ...] = (
     _number("tukey_c", TUKEY_C, "Tukey's constant: a residual beyond c scales is rejected"),
     _number("max_scale", MAX_SCALE, "upper bound of the energy scale lambda"),
     _number("eps", EPS, "epsilon of the formulas"),
+    _number("ridge", RIDGE, "rho of recall: share of the energy that is spread over all inputs"),
+    _Strength(
+        "recall_strength",
+        str,
+        ParameterScope.SHARED,
+        "auto",
+        "beta of recall: how much of the recalled differences is added to the center, or auto",
+    ),
     _choice(
         "experts",
         "auto",

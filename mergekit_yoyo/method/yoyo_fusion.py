@@ -3,7 +3,7 @@
 What can be refused is refused while mergekit plans, before a tensor is read (`plan_checks`).
 """
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 from mergekit.merge_methods.base import (
@@ -19,6 +19,7 @@ from torch import Tensor
 from mergekit_yoyo.algorithm import fuse
 from mergekit_yoyo.errors import YoyoError
 from mergekit_yoyo.method.expert_layout import packing_of
+from mergekit_yoyo.method.module_kind import kind_of
 from mergekit_yoyo.method.parameters import PARAMETERS
 from mergekit_yoyo.method.plan_checks import check_model_files, check_task
 from mergekit_yoyo.method.refusal import refusals
@@ -75,17 +76,18 @@ class YoyoFusion(GroupMergeMethod):  # type: ignore[misc]  # mergekit is not typ
         """
         parameters.pop("report", None)
         with refusals():
-            return self._fuse(group, parameters, dry_run=True)[1]
+            return self._fuse(group, parameters, dry_run=True)[1]()
 
     def _merge(self, group: TensorGroup, *, report: str | None = None, **parameters: Any) -> Tensor:
         merged, line = self._fuse(group, parameters)
         if report:
-            recorder.write(report, line)
+            recorder.write(report, line())
         return merged
 
     def _fuse(
         self, group: TensorGroup, parameters: dict[str, Any], *, dry_run: bool = False
-    ) -> tuple[Tensor, TensorLine]:
+    ) -> tuple[Tensor, Callable[[], TensorLine]]:
+        """The merge, and what makes its line of the record, which may wait for the device."""
         name = group.metadata.name or "tensor"
         labels = [
             f"input {entry.id}" if isinstance(entry.id, int) else str(entry.id)
@@ -93,6 +95,8 @@ class YoyoFusion(GroupMergeMethod):  # type: ignore[misc]  # mergekit is not typ
         ]
         options = dict(parameters)
         packing = packing_of(group, options.pop("experts"))
+        if options["consensus"] == "recall":
+            options["kind"], packing = kind_of(group, packing)
         anchor = None
         if options["center"] == "anchor" and len(labels) == 1:
             options["center"] = "geometric_median"  # of one input: itself
@@ -112,8 +116,9 @@ class YoyoFusion(GroupMergeMethod):  # type: ignore[misc]  # mergekit is not typ
             dry_run=dry_run,
             **options,
         )
-        line = tensor_line(name, result.tensor, result, inputs=labels, parameters=parameters)
-        return result.tensor, line
+        return result.tensor, lambda: tensor_line(
+            name, result.tensor, result, inputs=labels, parameters=parameters, anchor=anchor
+        )
 
 
 METHOD = YoyoFusion()

@@ -20,12 +20,14 @@ def tensor_line(
     *,
     inputs: Sequence[str],
     parameters: Mapping[str, Scalar],
+    anchor: int | None = None,
 ) -> TensorLine:
     """The line of one tensor.
 
     tensor: one of the inputs or the merge, for the shape, and the dtype of the merge. details: of
     `fuse` or `weigh`, with or without the axis of the problems. inputs: names of the K inputs, in
-    their order. parameters: the options the tensor was merged with, all of them.
+    their order. parameters: the options the tensor was merged with, all of them. anchor: the index
+    of the anchor, which recall gives no weight.
     """
     line = TensorLine(
         name=name,
@@ -33,7 +35,7 @@ def tensor_line(
         dtype=str(tensor.dtype).removeprefix("torch."),
         inputs=list(inputs),
         parameters=dict(parameters),
-        consensus="tukey",
+        consensus="tukey" if details.strength is None else "recall",
     )
     if details.weights.size == 0:
         return line
@@ -47,20 +49,42 @@ def tensor_line(
             details.residual_norms,
         )
     )
-    return line.model_copy(
-        update={
-            "norms": _rows(norms),
-            "cosines": _rows(_cosines(gram, residual_norms)),
-            "residual_norms": _rows(residual_norms),
-            "weights": _rows(weights),
-            "center_weights": None if np.isnan(center_weights).all() else _rows(center_weights),
-            "rank": np.atleast_1d(details.rank).tolist(),
-            "energy": _row(np.atleast_1d(details.energy)),
-            "energy_scale": _row(np.atleast_1d(details.energy_scale)),
-            "iterations": np.atleast_1d(details.iterations).tolist(),
-            "warnings": _findings(weights, details, inputs),
-        }
-    )
+    found: dict[str, object] = {
+        "norms": _rows(norms),
+        "cosines": _rows(_cosines(gram, residual_norms)),
+        "residual_norms": _rows(residual_norms),
+        "weights": _rows(weights),
+        "center_weights": None if np.isnan(center_weights).all() else _rows(center_weights),
+        "iterations": np.atleast_1d(details.iterations).tolist(),
+    }
+    for quantity in ("energy", "energy_scale", "strength"):
+        values = getattr(details, quantity)
+        found[quantity] = None if values is None else _row(np.atleast_1d(values))
+    identical, alone = np.zeros((2, len(weights)), dtype=bool)
+    if details.rank is not None:
+        found["rank"] = np.atleast_1d(details.rank).tolist()
+        identical = np.atleast_1d(details.rank) == 0
+    if (
+        details.recalled is not None
+        and details.condition_number is not None
+        and details.strength is not None
+    ):
+        recalled = details.recalled.cpu().numpy().reshape(-1, len(inputs))
+        found["recalled"] = _rows(recalled)
+        found["condition_number"] = _row(details.condition_number.cpu().numpy().reshape(-1))
+        identical = np.isnan(recalled).all(1)
+        alone = (np.atleast_1d(details.strength) == 0) & ~identical
+    stuck = np.atleast_1d(details.center_status) == "not_converged"
+    rejected = (weights < REJECTED).sum(0).tolist()
+    findings = [
+        Finding(kind="rejected", model=model, problems=count)
+        for k, (model, count) in enumerate(zip(inputs, rejected, strict=True))
+        if count and k != anchor
+    ]
+    for kind, where in (("identical", identical), ("not_converged", stuck), ("alone", alone)):
+        if where.any():
+            findings.append(Finding.model_validate({"kind": kind, "problems": int(where.sum())}))
+    return line.model_copy(update={**found, "warnings": findings})
 
 
 def _cosines(gram: Array, residual_norms: Array) -> Array:
@@ -74,20 +98,6 @@ def _cosines(gram: Array, residual_norms: Array) -> Array:
 
 def _nan_if_zero(values: Array) -> Array:
     return np.where(values > 0, values, np.nan)
-
-
-def _findings(weights: Array, details: Details, inputs: Sequence[str]) -> list[Finding]:
-    rejected = (weights < REJECTED).sum(0).tolist()
-    found = [
-        Finding(kind="rejected", model=model, problems=count)
-        for model, count in zip(inputs, rejected, strict=True)
-        if count
-    ]
-    if identical := int((np.atleast_1d(details.rank) == 0).sum()):
-        found.append(Finding(kind="identical", problems=identical))
-    if stuck := int((np.atleast_1d(details.center_status) == "not_converged").sum()):
-        found.append(Finding(kind="not_converged", problems=stuck))
-    return found
 
 
 def _rows(values: Array) -> list[list[Number]]:

@@ -14,7 +14,7 @@ SCHEMA_VERSION = 1
 
 Number = float | None
 Scalar = str | float | int | bool | None
-Kind = Literal["rejected", "identical", "not_converged", "no_majority"]
+Kind = Literal["rejected", "identical", "not_converged", "alone"]
 
 
 class _Line(BaseModel):
@@ -45,8 +45,9 @@ class Finding(_Line):
     """Something that deserves a look.
 
     kind: `rejected`, an input weighed nothing (`model` says which); `identical`, all inputs were
-    the same; `not_converged`, the geometric median; `no_majority`, two inputs, whose recall is
-    nothing. problems: in how many of the tensor's problems.
+    the same; `not_converged`, the geometric median; `alone`, less than three inputs are left
+    that differ, and recall without an anchor has nothing to tell them apart by: the merge is their
+    average. problems: in how many of the tensor's problems.
     """
 
     kind: Kind

@@ -1,0 +1,56 @@
+"""What `fuse` demands of its input tensors, and the sentences that refuse them."""
+
+from collections.abc import Sequence
+from functools import reduce
+
+import torch
+from torch import Tensor
+
+from mergekit_yoyo.errors import YoyoError
+
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+def promoted_dtype(tensors: Sequence[Tensor], name: str, labels: Sequence[str]) -> torch.dtype:
+    """The dtype of the merge. Raises YoyoError unless shapes, devices and dtypes fit together."""
+    if not tensors:
+        raise YoyoError(f"{name}: expected at least one input; got none.")
+    if len(labels) != len(tensors):
+        raise YoyoError(f"labels: expected {len(tensors)}, one per input; got {len(labels)}.")
+    first = tensors[0]
+    for x, label in zip(tensors, labels, strict=True):
+        if x.dtype not in DTYPES:
+            raise YoyoError(
+                f"{name}: {label} is {x.dtype}; expected float64, float32, bfloat16 or float16. "
+                "Quantized weights must be dequantized first: their scales are separate tensors."
+            )
+        if x.shape != first.shape:
+            raise YoyoError(
+                f"{name}: {label} has shape {list(x.shape)}, {labels[0]} has {list(first.shape)}; "
+                "all inputs must be fine-tunes of one architecture with one vocabulary."
+            )
+        if x.device != first.device:
+            raise YoyoError(f"{name}: {label} is on {x.device}, {labels[0]} on {first.device}.")
+    return reduce(torch.promote_types, (x.dtype for x in tensors))
+
+
+def check_anchor(anchor: int | None, center: str, count: int, name: str) -> None:
+    """Raises YoyoError unless center `anchor` and an index below `count` go together."""
+    if (center == "anchor") != (anchor is not None):
+        raise YoyoError(
+            f"{name}: center: anchor and the index `anchor` go together; "
+            f"got center: {center}, anchor: {anchor}."
+        )
+    if anchor is not None and (type(anchor) is not int or not 0 <= anchor < count):
+        raise YoyoError(f"anchor: expected an index from 0 to {count - 1}; got {anchor!r}.")
+
+
+def not_finite(tensors: Sequence[Tensor], name: str, labels: Sequence[str]) -> YoyoError:
+    """The error that names the inputs which are not finite."""
+    bad = [label for x, label in zip(tensors, labels, strict=True) if not x.isfinite().all()]
+    if not bad:
+        return YoyoError(f"{name}: the squares of its values overflow float64.")
+    return YoyoError(
+        f"{name}: {', '.join(bad)} holds NaN or infinite values. "
+        "Replace that model: no merge of it can be trusted."
+    )

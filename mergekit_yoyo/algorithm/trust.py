@@ -1,0 +1,98 @@
+"""Step 1 of recall: a center that broken inputs cannot move, and how far to trust each input.
+
+Everything is known from the K x K Gram matrix of residuals around any other center. All arrays are
+float64 with the problems along the first axis (B).
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mergekit_yoyo.algorithm.robust import Array, mad_scale, tukey_weights
+
+REJECTED = 1e-3  # an input of less weight is left out altogether
+STILL = 1e-12  # the weights have settled
+MAX_ROUNDS = 100
+MAX_STRENGTH = 3.0  # of the closed form
+
+
+@dataclass(frozen=True)
+class Trust:
+    """Whom to trust, and the center that follows.
+
+    weights: [B, K] in [0, 1], omega; 0 for the rejected, and for an anchor, which is no input here.
+    center: [B, K], m = sum_k center_k u_k. residual_gram: [B, K, K] around that center.
+    iterations: [B], rounds until the weights were still; status: [B], "converged" or
+    "not_converged", and "direct" with an anchor.
+    """
+
+    weights: Array
+    center: Array
+    residual_gram: Array
+    iterations: NDArray[np.int64]
+    status: NDArray[np.str_]
+
+
+def trusted_center(
+    residual_gram: Array, anchor: int | None, *, tukey_c: float, eps: float
+) -> Trust:
+    """Reweight the center until the weights are still.
+
+    residual_gram: [B, K, K], R R^T around a first robust center, or around the anchor, which stays
+    the center.
+    """
+    problems, count, _ = residual_gram.shape
+    inputs = [k for k in range(count) if k != anchor]
+    center = np.zeros((problems, count))  # m = first center + sum_k center_k R_k
+    weights = np.zeros((problems, count))
+    iterations = np.zeros(problems, dtype=np.int64)
+    moving = np.ones(problems, dtype=bool)
+    while moving.any() and iterations.max() < MAX_ROUNDS:
+        gram = _around(center, residual_gram)
+        distances = np.sqrt(np.maximum(np.diagonal(gram, axis1=1, axis2=2), 0.0))[:, inputs]
+        scale = mad_scale(distances, 1, "standard")[:, None]
+        new = np.zeros_like(weights)
+        new[:, inputs] = tukey_weights(distances, scale, tukey_c, eps)
+        new[new < REJECTED] = 0.0
+        if anchor is not None:
+            return Trust(
+                weights=new,
+                center=np.broadcast_to(np.eye(count)[anchor], weights.shape),
+                residual_gram=residual_gram,
+                iterations=iterations,
+                status=np.full(problems, "direct"),
+            )
+        new[~moving] = weights[~moving]
+        iterations += moving
+        moving &= np.abs(new - weights).max(1) > STILL
+        weights = new
+        center = weights / weights.sum(1, keepdims=True)
+    return Trust(
+        weights=weights,
+        center=center,
+        residual_gram=_around(center, residual_gram),
+        iterations=iterations,
+        status=np.where(moving, "not_converged", "converged"),
+    )
+
+
+def closed_form_strength(weights: Array, *, anchored: bool) -> Array:
+    """[B] beta of step 4: 1 with an anchor, else (K - 1) / (K - 2), K the effective number.
+
+    weights: [B, K] of the inputs that are not rejected and differ from the center. Of two inputs
+    nothing can be recalled (R_1 and R_2 are opposite): 0.
+    """
+    kept = (weights > 0).sum(1)
+    if anchored:
+        return np.where(kept > 0, 1.0, 0.0)
+    effective = weights.sum(1) ** 2 / np.maximum((weights**2).sum(1), np.finfo(float).tiny)
+    strength = np.minimum((effective - 1) / np.maximum(effective - 2, 1e-3), MAX_STRENGTH)
+    return np.where(kept > 2, strength, 0.0)
+
+
+def _around(center: Array, residual_gram: Array) -> Array:
+    """[B, K, K] Gram matrix of R_k - sum_j center_j R_j."""
+    shift = np.eye(residual_gram.shape[1]) - center[:, None, :]
+    gram = shift @ residual_gram @ shift.transpose(0, 2, 1)
+    return np.asarray((gram + gram.transpose(0, 2, 1)) / 2)

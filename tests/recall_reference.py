@@ -1,0 +1,101 @@
+"""Recall in float64, literal and slow, one formula a line: the oracle of the tests.
+
+Explicit matrices, plain solves, the geometric median of `reference`. Only small tensors, please.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from reference import EPS, geometric_median
+
+REJECTED = 1e-3
+
+
+class Recall(NamedTuple):
+    """y, P, m; omega, beta and how much of its own residual each input has back (NaN: no residual).
+
+    condition: of the sum of the omega_k A_k.
+    """
+
+    merge: np.ndarray
+    move: np.ndarray
+    center: np.ndarray
+    trust: np.ndarray
+    strength: float
+    recalled: np.ndarray
+    condition: float
+
+
+def trusted(u, anchor, tukey_c):
+    """omega and the mixing weights of the center, step 1."""
+    K = len(u)
+    others = [k for k in range(K) if k != anchor]
+    m = geometric_median(u) if anchor is None else u[anchor]
+    omega = np.zeros(K)
+    for _ in range(200):
+        d = np.linalg.norm(u - m, axis=1)[others]
+        scale = max(1.4826 * np.median(d), 1e-12)
+        new = np.zeros(K)
+        new[others] = np.maximum(0, 1 - (d / (tukey_c * scale + EPS)) ** 2) ** 2
+        new[new < REJECTED] = 0
+        moved, omega = np.abs(new - omega).max(), new
+        if anchor is not None:
+            return omega, np.eye(K)[anchor]
+        m = omega @ u / omega.sum()
+        if moved < 1e-14:
+            break
+    return omega, omega / omega.sum()
+
+
+def recall(inputs, kind="linear", anchor=None, strength=None, ridge=0.1, tukey_c=4.685):
+    """inputs: K arrays of one shape; strength: beta, or None for the closed form. See `fuse`."""
+    shape = np.shape(inputs[0])
+    x = np.stack([np.asarray(i, dtype=np.float64) for i in inputs])
+    flat = x.reshape(len(x), -1)
+    r = np.sqrt((flat**2).mean(1) + EPS)
+    omega, weights = trusted(flat / (r + EPS)[:, None], anchor, tukey_c)
+    m = np.tensordot(weights, x, 1)
+    R = x - m
+    if kind == "transposed":
+        R = R.swapaxes(1, 2)
+    if kind == "vector":
+        R = R.reshape(len(x), 1, -1)
+    else:
+        R = R.reshape(len(x), R.shape[1], -1)
+    squares = (R**2).sum((1, 2))
+    counted = [k for k in range(len(x)) if omega[k] > 0 and squares[k] > 0]
+
+    A = []
+    for k in range(len(x)):
+        if k not in counted:
+            A.append(None)
+        elif kind == "embedding":  # over the rows
+            n = R.shape[1]
+            A.append(np.diag((R[k] ** 2).sum(1) / squares[k] + ridge / n))
+        elif kind == "vector":  # over the elements
+            n = R.shape[2]
+            A.append(np.diag(R[k, 0] ** 2 / squares[k] + ridge / n))
+        else:
+            n = R.shape[2]
+            A.append(R[k].T @ R[k] / squares[k] + ridge / n * np.eye(n))
+    if kind == "embedding":
+        R = R.swapaxes(1, 2)
+    top = sum((omega[k] * R[k] @ A[k] for k in counted), np.zeros_like(R[0]))
+    bottom = sum((omega[k] * A[k] for k in counted), np.zeros(()))
+    P = np.linalg.solve(bottom.T, top.T).T if counted else top
+
+    w = omega[counted]
+    effective = w.sum() ** 2 / (w**2).sum() if counted else 0
+    if anchor is not None:
+        closed_form = 1.0
+    else:
+        closed_form = min((effective - 1) / (effective - 2), 3.0) if len(counted) > 2 else 0.0
+    beta = closed_form if strength is None or closed_form == 0 else strength
+    recalled = np.full(len(x), np.nan)
+    for k in counted:
+        recalled[k] = np.sum((beta * P @ A[k]) * R[k]) / np.sum((R[k] @ A[k]) * R[k])
+    condition = np.linalg.cond(bottom) if counted else np.nan
+    if kind in ("embedding", "transposed"):
+        P = P.T
+    P = P.reshape(shape)
+    return Recall(m + beta * P, P, m, omega, beta, recalled, condition)
