@@ -99,7 +99,9 @@ def render_comparison(comparison: Comparison) -> RenderableType:
             parts += [table, _legend(f"mean change of the weight by {title}.")]
     largest = _table("most changed tensors", *shown)
     for changed in comparison.largest[:_SHOWN]:
-        largest.add_row(changed.name, *map(_signed, changed.change[: len(shown)]))
+        largest.add_row(
+            Text(changed.name.removesuffix(".weight")), *map(_signed, changed.change[: len(shown)])
+        )
     if comparison.largest:
         parts.append(largest)
     else:
@@ -206,7 +208,8 @@ def _weight(value: float) -> str:
 
 
 def _signed(value: float) -> str:
-    return "-" if math.isnan(value) else f"{value:+.3f}"
+    # a change that rounds to zero has no sign
+    return "-" if math.isnan(value) else f"{round(value, 3) + 0.0:+.3f}"
 
 
 def _bar(value: float) -> str:
