@@ -47,21 +47,28 @@ def trusted(u, anchor, tukey_c):
     return omega, omega / omega.sum()
 
 
-def recall(inputs, kind="linear", anchor=None, strength=None, ridge=0.1, tukey_c=4.685):
+def recall(
+    inputs,
+    kind="linear",
+    anchor=None,
+    strength=None,
+    ridge=0.1,
+    tukey_c=4.685,
+    rescale="mean",
+):
     """inputs: K arrays of one shape; strength: beta, or None for the closed form. See `fuse`."""
     shape = np.shape(inputs[0])
     x = np.stack([np.asarray(i, dtype=np.float64) for i in inputs])
     flat = x.reshape(len(x), -1)
     r = np.sqrt((flat**2).mean(1) + EPS)
     omega, weights = trusted(flat / (r + EPS)[:, None], anchor, tukey_c)
+    if rescale == "median":
+        x = x * (np.median(r) / r).reshape(-1, *[1] * len(shape))
     m = np.tensordot(weights, x, 1)
     R = x - m
     if kind == "transposed":
         R = R.swapaxes(1, 2)
-    if kind == "vector":
-        R = R.reshape(len(x), 1, -1)
-    else:
-        R = R.reshape(len(x), R.shape[1], -1)
+    R = R.reshape(len(x), 1, -1) if kind == "vector" else R.reshape(len(x), R.shape[1], -1)
     squares = (R**2).sum((1, 2))
     counted = [k for k in range(len(x)) if omega[k] > 0 and squares[k] > 0]
 

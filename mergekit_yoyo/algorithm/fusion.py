@@ -70,11 +70,12 @@ def fuse(
         never written to. Inner products are float64, the result is rounded once to the promoted
         dtype.
     consensus: `tukey` is the published method, steps 4 to 9; `recall` keeps what each input learned
-        (see `recall`). Of the options below, rescale, mad_median and max_scale are for `tukey`;
-        ridge (rho), recall_strength (beta, or `auto`) and kind are for `recall`.
+        (see `recall`). Of the options below, mad_median and max_scale are for `tukey`; ridge
+        (rho), recall_strength (beta, or `auto`) and kind are for `recall`.
     center: the center of step 2; with `anchor` it is the input whose index is given by `anchor`.
     rescale: `mean` is steps 8 and 9 as published; `median` takes medians over the inputs, so that
-        an input of wrong scale cannot set the scale of the merge.
+        an input of wrong scale cannot set the scale of the merge. With recall, which restores
+        nothing, `mean` leaves the inputs as they are and `median` gives all the median RMS.
     mad_median: the medians of step 7, `standard`, or `lower` as in the authors' script.
     tukey_c: Tukey's constant c. max_scale: lambda_max of step 6. eps: the formulas' epsilon.
     experts: `separate` merges each slice of the first axis on its own, and gate and up apart where

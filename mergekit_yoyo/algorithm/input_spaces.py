@@ -29,10 +29,12 @@ MATRICES_BYTES = 256 * MIB  # for the matrices of as many experts at once, or of
 class Weighing:
     """How the inputs of B problems weigh. Arrays are float64 [B, K] on the host, or [B].
 
-    center: m = sum_k center_k x_k. trust: omega_k, zero for inputs that are rejected or whose
+    scale: what the inputs are multiplied by first; x_k below is the result. center: m = sum_k
+    center_k x_k. trust: omega_k, zero for inputs that are rejected or whose
     residual is zero. residual_squares: ||R_k||^2. strength: beta. ridge: rho.
     """
 
+    scale: Array
     center: Array
     trust: Array
     residual_squares: Array
@@ -42,6 +44,7 @@ class Weighing:
     def of(self, part: slice) -> "Weighing":
         """That of some of the problems."""
         return Weighing(
+            self.scale[part],
             self.center[part],
             self.trust[part],
             self.residual_squares[part],
@@ -83,7 +86,7 @@ def _as_matrices(x: Tensor, kind: Kind) -> Tensor:
     """[B, outputs, inputs]; anything beyond a matrix is [outputs, the rest]."""
     if kind == "transposed":
         if x.ndim != 3:
-            raise YoyoError(f"kind: transposed expects matrices; got shape {list(x.shape[1:])}.")
+            raise YoyoError(f"kind: transposed expects a matrix; got shape {list(x.shape[1:])}.")
         return x.transpose(1, 2)
     return x.reshape(x.shape[0], x.shape[1], -1)
 
@@ -107,6 +110,7 @@ class _Group:
         self.used = np.flatnonzero(weighing.trust.any(0)).tolist()
         shares = np.zeros_like(weighing.trust)
         np.divide(weighing.trust, weighing.residual_squares, out=shares, where=weighing.trust > 0)
+        self.scale = None if (weighing.scale == 1).all() else self._on_device(weighing.scale)
         self.center = self._on_device(weighing.center)
         self.trust = self._on_device(weighing.trust)
         self.shares = self._on_device(shares)  # omega_k / ||R_k||^2
@@ -158,11 +162,15 @@ class _Group:
     def residuals(self, block: slice) -> tuple[Tensor, dict[int, Tensor]]:
         """m, and R_k of the inputs that count, on some rows: float64 [B, rows, width]."""
         center = torch.zeros_like(self.tensors[0][:, block], dtype=torch.float64)
-        loaded = {k: self.tensors[k][:, block].to(torch.float64, copy=True) for k in self.used}
+        loaded = {k: self._load(k, block) for k in self.used}
         for k in np.flatnonzero(self.weighing.center.any(0)).tolist():
-            x = loaded[k] if k in loaded else self.tensors[k][:, block].double()
+            x = loaded[k] if k in loaded else self._load(k, block)
             center.addcmul_(x, self.center[k])
         return center, {k: x.sub_(center) for k, x in loaded.items()}
+
+    def _load(self, k: int, block: slice) -> Tensor:
+        x = self.tensors[k][:, block].to(torch.float64, copy=True)
+        return x if self.scale is None else x.mul_(self.scale[k])
 
     def _on_device(self, array: Array) -> Tensor:
         """[B, K] as [K, B, 1, 1] and [B] as [B, 1, 1], beside the tensors."""
@@ -190,7 +198,7 @@ class _Matrices(_Group):
         for energy in self.energies.values():
             self.total += energy
         self.total.diagonal(dim1=1, dim2=2).add_(self.nobody[..., 0])
-        self.norm = torch.linalg.matrix_norm(self.total)
+        self.norm: Tensor = torch.linalg.matrix_norm(self.total)
         info = self.total.new_empty(0, dtype=torch.int32)
         torch.linalg.cholesky_ex(self.total, out=(self.total, info))
 

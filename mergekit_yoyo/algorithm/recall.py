@@ -1,7 +1,8 @@
 """Recall, the other consensus: each residual counts where in input space its model moved.
 
 1. m: a center that broken inputs cannot move; omega_k: how far each input is trusted (`trust`).
-   R_k = x_k - m, in the inputs' own scale.
+   R_k = x_k - m, in the inputs' own scale; with `rescale: median` every input gets the median RMS
+   first, so that one of wrong scale cannot set the scale of m.
 2. A_k = R_k^T R_k / ||R_k||^2 + (rho / in) I: the energy of each model in the space of the layer's
    inputs, every model with the same total. Diagonal for embedding tables and vectors.
 3. P = (sum_k omega_k R_k A_k) (sum_k omega_k A_k)^-1: errs least on every model's own inputs.
@@ -34,11 +35,14 @@ def fuse_by_recall(
 
     span: of the tensors, around any robust center, or around the anchor.
     """
-    # step 1: trust on the scale of u_k, center and residuals on that of x_k
+    # step 1: trust on the scale of u_k, center and residuals on that of x_k, or on one for all
     trust = trusted_center(
         span.residual_gram, settings.anchor, tukey_c=settings.tukey_c, eps=settings.eps
     )
-    residual_squares = span.own_residual_squares(trust.center)
+    scale = np.ones_like(span.rms)
+    if settings.rescale == "median":
+        scale = np.median(span.rms, axis=1, keepdims=True) / span.rms
+    residual_squares = span.own_residual_squares(scale, trust.center)
     counted = np.where(residual_squares > 0, trust.weights, 0.0)
 
     strength = closed_form_strength(counted, anchored=settings.anchor is not None)
@@ -50,7 +54,7 @@ def fuse_by_recall(
     # steps 2 to 4
     recalled, condition_number = merge_in_input_spaces(
         tensors,
-        Weighing(trust.center, counted, residual_squares, strength, settings.ridge),
+        Weighing(scale, trust.center, counted, residual_squares, strength, settings.ridge),
         settings.kind,
         out,
     )

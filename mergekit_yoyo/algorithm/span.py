@@ -57,14 +57,14 @@ class Span:
         squares = _inner(vectors[:, None], self.gram)[:, 0, 0]
         return np.sqrt(np.maximum(squares, _square_noise(vectors[:, None], self.gram)[:, 0]))
 
-    def own_residual_squares(self, weights: Array) -> Array:
-        """[B, K], ||x_k - sum_j weights_j x_j||^2, zero where it is round-off.
+    def own_residual_squares(self, scale: Array, weights: Array) -> Array:
+        """[B, K], ||scale_k x_k - sum_j weights_j scale_j x_j||^2, zero where it is round-off.
 
-        weights: [B, K] of the inputs in their own scale.
+        scale, weights: [B, K].
         """
         units = self.center[:, None] + self.residuals
-        scale = np.where(self.unit_scale > 0, self.unit_scale, np.inf)  # lost ones count as zero
-        inputs = units / scale[:, :, None]
+        unit = np.where(self.unit_scale > 0, self.unit_scale, np.inf)  # lost ones count as zero
+        inputs = units * (scale / unit)[:, :, None]
         rows = inputs - np.einsum("bk,bkm->bm", weights, inputs)[:, None]
         squares = np.einsum("bkm,bmn,bkn->bk", rows, self.gram, rows)
         # what was added up sets the round-off, not what is left of it

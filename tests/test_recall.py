@@ -1,0 +1,286 @@
+"""`consensus: recall` against the float64 reference: P itself, whatever the merge is rounded to."""
+
+from itertools import product
+
+import numpy as np
+import pytest
+import torch
+from recall_reference import recall
+from tensors import relative_error, same_bits
+
+from mergekit_yoyo.algorithm import fuse, input_spaces
+from mergekit_yoyo.algorithm.options import EPS, MAX_SCALE, RIDGE, TUKEY_C, Settings
+from mergekit_yoyo.algorithm.packing import WHOLE, Packing, problems
+from mergekit_yoyo.algorithm.recall import AUTO_FACTOR, AUTO_FACTOR_ANCHORED, fuse_by_recall
+from mergekit_yoyo.algorithm.span import span_of
+from mergekit_yoyo.errors import YoyoError
+
+# relative L2 error of P: float64 inputs are subtracted before they are multiplied, others not
+EXACT, SINGLE = 1e-9, 1e-6
+SHAPES = {
+    "square": ("linear", (48, 48)),
+    "wide": ("linear", (24, 160)),
+    "tall": ("linear", (160, 32)),
+    "conv": ("linear", (20, 6, 4)),
+    "transposed": ("transposed", (40, 72)),
+    "embedding": ("embedding", (120, 16)),
+    "vector": ("vector", (96,)),
+}
+
+
+def learned(count, difference, shape, *, rank=None, seed=0, dtype=torch.float64):
+    """`count` fine-tunes whose differences have full rank, or that of a LoRA."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def noise(*shape):
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    base, tensors = noise(*shape), []
+    for _ in range(count):
+        move = noise(*shape) if rank is None else noise(shape[0], rank) @ noise(rank, *shape[1:])
+        tensors.append(base + difference * base.norm() / move.norm() * move)
+    return [(0.02 * x).to(dtype) for x in tensors]
+
+
+def move_of(tensors, kind="auto", *, packing=WHOLE, strength=1.0, anchor=None, center=None):
+    """m + P and the details, in float64 whatever the inputs are."""
+    center = center or ("geometric_median" if anchor is None else "anchor")
+    settings = Settings(
+        consensus="recall",
+        center=center,
+        anchor=anchor,
+        rescale="mean",
+        mad_median="standard",
+        tukey_c=TUKEY_C,
+        max_scale=MAX_SCALE,
+        eps=EPS,
+        ridge=RIDGE,
+        recall_strength=strength,
+        kind=kind,
+    )
+    inputs = [problems(x, packing) for x in tensors]
+    merge = torch.empty(tensors[0].shape, dtype=torch.float64)
+    span = span_of(inputs, center, anchor, EPS)
+    details = fuse_by_recall(inputs, span, settings, problems(merge, packing))
+    return merge, details
+
+
+def arrays(tensors):
+    return [x.double().numpy() for x in tensors]
+
+
+def assert_recalls(tensors, kind="linear", **options):
+    expected = recall(arrays(tensors), kind=kind, strength=1.0, anchor=options.get("anchor"))
+    merge, details = move_of(tensors, kind, **options)
+    error = relative_error(merge.numpy() - expected.center, expected.move)
+    assert error <= (EXACT if tensors[0].dtype == torch.float64 else SINGLE), f"{error:.1e}"
+    np.testing.assert_allclose(details.weights[0], expected.trust, atol=1e-8)
+    np.testing.assert_allclose(details.recalled.numpy()[0], expected.recalled, rtol=1e-5)
+    return expected, details
+
+
+@pytest.mark.parametrize(
+    ("dtype", "difference"),
+    [
+        *product((torch.float64, torch.float32), (1e-1, 1e-2, 1e-3, 1e-4)),
+        *product((torch.bfloat16,), (1e-1, 1e-2, 1e-3)),  # which does not resolve 1e-4
+    ],
+)
+@pytest.mark.parametrize("count", [3, 4, 5, 8])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_move_is_the_references(shape, count, difference, dtype):
+    kind, size = SHAPES[shape]
+    tensors = learned(count, difference, size, dtype=dtype)
+    assert_recalls(tensors, kind)
+    assert_recalls(tensors, kind, anchor=count - 1)
+
+
+@pytest.mark.parametrize("difference", [1e-1, 1e-4])
+@pytest.mark.parametrize("rank", [1, 8])
+@pytest.mark.parametrize("size", [(64, 64), (40, 400), (256, 64)])
+def test_lora_differences(size, rank, difference):
+    for dtype in (torch.float64, torch.float32):
+        tensors = learned(3, difference, size, rank=rank, dtype=dtype)
+        expected, details = assert_recalls(tensors)
+        assert expected.condition <= details.condition_number[0] <= 10 * expected.condition
+        assert_recalls(tensors, anchor=0)
+
+
+@pytest.mark.parametrize("scratch", [1, 100_000])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_blocks_of_rows_change_nothing(shape, scratch, monkeypatch):
+    monkeypatch.setattr(input_spaces, "scratch_bytes", lambda device: scratch)
+    kind, size = SHAPES[shape]
+    assert_recalls(learned(4, 0.01, size), kind)
+
+
+def test_order_and_threads_change_round_off_only():
+    tensors = learned(5, 0.01, (200, 150))
+    merge, details = move_of(tensors)
+    order = [3, 0, 4, 2, 1]
+    other, shuffled = move_of([tensors[k] for k in order])
+    assert relative_error(other, merge) <= 1e-13
+    np.testing.assert_allclose(shuffled.weights[0], details.weights[0, order], atol=1e-12)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3 - min(threads, 2))
+        assert relative_error(move_of(tensors)[0], merge) <= 1e-13
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("budget", [None, 1])
+def test_packed_experts_are_recalled_one_by_one(budget, monkeypatch):
+    if budget:
+        monkeypatch.setattr(input_spaces, "MATRICES_BYTES", budget)
+    tensors = learned(4, 0.03, (5, 2 * 12, 20))
+    tensors[1][2] *= -1  # one broken expert of one model
+    gate_up = Packing(stacked=True, pieces=2)
+    merge, details = move_of(tensors, packing=gate_up)
+    for expert in range(5):
+        for piece, rows in enumerate((slice(0, 12), slice(12, 24))):
+            expected = recall(arrays([x[expert, rows] for x in tensors]), strength=1.0)
+            move = merge[expert, rows].numpy() - expected.center
+            assert relative_error(move, expected.move) <= EXACT
+            problem = 2 * expert + piece
+            np.testing.assert_allclose(details.weights[problem], expected.trust, atol=1e-9)
+            assert (details.weights[problem, 1] == 0) == (expert == 2)
+
+
+def test_a_rejected_input_contributes_exactly_nothing():
+    good = learned(4, 0.01, (40, 30))
+    for kind, shape in (("linear", (40, 30)), ("embedding", (40, 30)), ("vector", (1200,))):
+        inputs = [x.reshape(shape) for x in good]
+        noise = torch.randn(shape).double()
+        merges = []
+        for broken in ((-inputs[1], noise), (100 * noise, -inputs[0]), (noise, -noise)):
+            merge, details = move_of([*inputs, *broken], kind, anchor=0)
+            assert details.weights[0].tolist()[4:] == [0, 0]
+            assert details.recalled[0, 4:].isnan().all()
+            merges.append(merge)
+        assert all(same_bits(merge, merges[0]) for merge in merges[1:])
+        expected = recall(arrays([*inputs, noise, -noise]), kind, anchor=0, strength=1.0)
+        assert relative_error(merges[0].numpy() - expected.center, expected.move) <= EXACT
+
+
+def test_an_input_of_wrong_scale():
+    """Its direction is right, so that it is trusted; only the median tells its scale is wrong."""
+    good = learned(4, 0.01, (40, 30))
+    scaled = [*good[:3], 100 * good[3]]
+    result = fuse(scaled, consensus="recall", recall_strength=1.0, rescale="median")
+    expected = recall(arrays(scaled), strength=1.0, rescale="median")
+    assert relative_error(result.tensor.numpy(), expected.merge) <= 1e-12
+    assert relative_error(result.tensor, fuse(good, consensus="recall").tensor) <= 0.02
+    assert fuse(scaled, consensus="recall").tensor.norm() > 10 * good[0].norm()
+
+
+def test_an_input_at_the_anchor_contributes_exactly_nothing():
+    tensors = learned(4, 0.01, (40, 30))
+    tensors[2] = tensors[0].clone()  # the anchor again
+    merge, details = move_of(tensors, anchor=0)
+    expected = recall(arrays(tensors), anchor=0, strength=1.0)
+    assert relative_error(merge.numpy() - expected.center, expected.move) <= EXACT
+    assert details.recalled[0].isnan().tolist() == [True, False, True, False]
+    without = recall(
+        arrays(tensors[:2] + tensors[3:]), anchor=0, strength=1.0, tukey_c=1e9
+    )  # everybody trusted alike: only the distances' median could tell the two apart
+    with_it = recall(arrays(tensors), anchor=0, strength=1.0, tukey_c=1e9)
+    assert relative_error(with_it.move, without.move) <= 1e-12
+
+
+@pytest.mark.parametrize("strength", [0.5, "auto"])
+def test_strength(strength):
+    for count, anchor in ((3, None), (4, None), (8, None), (3, 0)):
+        tensors = learned(count, 0.01, (24, 20))
+        center = "geometric_median" if anchor is None else "anchor"
+        result = fuse(
+            tensors, consensus="recall", recall_strength=strength, center=center, anchor=anchor
+        )
+        expected = recall(arrays(tensors), anchor=anchor)
+        factor = AUTO_FACTOR if anchor is None else AUTO_FACTOR_ANCHORED
+        beta = factor * expected.strength if strength == "auto" else strength
+        assert result.strength == pytest.approx(beta, rel=1e-9)
+        assert (
+            relative_error(result.tensor.numpy(), expected.center + beta * expected.move) <= 1e-12
+        )
+
+
+def test_orthogonal_moves_come_back_whole_with_the_closed_form():
+    """K models that moved in orthogonal input directions: P has (K - 2) / (K - 1) of each."""
+    count, rank = 4, 5
+    directions = torch.linalg.qr(torch.randn(60, 60).double())[0]
+    base = torch.randn(80, 60).double()
+    moves = [
+        0.1 * torch.randn(80, rank).double() @ directions[k * rank : (k + 1) * rank]
+        for k in range(count)
+    ]
+    moves = [0.1 * move / move.norm() * base.norm() for move in moves]
+    tensors = [base + move for move in moves]
+    result = fuse(tensors, consensus="recall", recall_strength=1.5, ridge=1e-9)
+    for k, move in enumerate(moves):
+        share = ((result.tensor - base) * move).sum() / move.square().sum()
+        assert share == pytest.approx(1.0, abs=0.02), k
+
+
+def test_two_inputs_have_nothing_to_recall():
+    tensors = learned(2, 0.1, (12, 10))
+    result = fuse(tensors, consensus="recall")
+    assert result.strength == 0
+    assert relative_error(result.tensor, (tensors[0] + tensors[1]) / 2) <= 1e-15
+    three = [*tensors, -tensors[0]]
+    rejected = fuse(three, consensus="recall")
+    assert rejected.weights[2] == 0
+    assert rejected.strength == 0
+
+
+def test_identical_inputs_come_back_bit_for_bit():
+    for dtype in (torch.float64, torch.bfloat16):
+        x = torch.randn(9, 7).to(dtype)
+        assert same_bits(fuse([x, x.clone(), x.clone()], consensus="recall").tensor, x)
+    packed = [torch.randn(4, 6, 5, generator=torch.Generator().manual_seed(1))] * 3
+    merged = fuse(packed, consensus="recall", experts="separate").tensor
+    assert same_bits(merged, packed[0])
+
+
+def test_a_coordinate_median_to_start_from_leads_to_the_same_center():
+    tensors = learned(5, 0.02, (30, 20))
+    merge, details = move_of(tensors)
+    other, found = move_of(tensors, center="coordinate_median")
+    np.testing.assert_allclose(found.weights, details.weights, atol=1e-9)
+    assert relative_error(other, merge) <= 1e-9
+
+
+def test_dtypes_and_strides():
+    tensors = learned(3, 0.02, (30, 20))
+    merged = fuse(tensors, consensus="recall").tensor
+    for dtype in (torch.float32, torch.bfloat16):
+        inputs = [x.to(dtype) for x in tensors]
+        kept = [x.clone() for x in inputs]
+        result = fuse(inputs, consensus="recall").tensor
+        assert result.dtype == dtype
+        exact = fuse([x.double() for x in inputs], consensus="recall").tensor
+        assert same_bits(result, exact.to(dtype))
+        assert all(same_bits(x, y) for x, y in zip(inputs, kept, strict=True))
+    strided = [x.T.contiguous().T for x in tensors]
+    assert relative_error(fuse(strided, consensus="recall").tensor, merged) <= 1e-13
+    transposed = fuse([x.T for x in tensors], consensus="recall", kind="transposed").tensor
+    assert relative_error(transposed.T, merged) <= 1e-13
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (
+            {"recall_strength": "strong"},
+            r"recall_strength: expected a number above 0; got 'strong'",
+        ),
+        ({"recall_strength": 0}, r"recall_strength: expected a number above 0; got 0"),
+        ({"ridge": 0}, r"ridge: expected a number above 0"),
+        ({"kind": "embeding"}, r"kind: .*Did you mean embedding\?"),
+        ({"consensus": "recal"}, r"consensus: .*Did you mean recall\?"),
+        ({"kind": "transposed"}, r"kind: transposed expects a matrix.*\[20\]"),
+    ],
+)
+def test_options_out_of_range(options, says):
+    with pytest.raises(YoyoError, match=says):
+        fuse(learned(3, 0.1, (20,)), **{"consensus": "recall", **options})
