@@ -78,6 +78,7 @@ def test_a_last_line_cut_off_is_left_out_and_told(record):
         ),
         (lambda lines: [*lines, lines[-1]], r"line 16: model.layers.2.mlp.*down_proj is there twi"),
         (lambda lines: [*lines, '{"line": "tensor", "nam": 1}\n'], "line 16: not a line.*name"),
+        (lambda lines: [*lines, '{"line": "tensor", "nam": 1}'], "line 16: not a line.*name"),
         (
             lambda lines: [*lines[:2], lines[2].replace('"norms":[[', '"norms":[[1.0,')],
             "line 3: model.norm.weight: expected 1 x 4 norms",
@@ -351,7 +352,8 @@ def test_two_records_make_no_files(record, option, tmp_path):
 def test_the_picture_holds_the_colors_of_the_weights(record):
     summary = summarize(read_record(record))
     pixels = imread(io.BytesIO(render_picture(summary)))
-    seen = {tuple(row) for row in np.unique((pixels[..., :3] * 255).round().reshape(-1, 3), axis=0)}
+    pixels = pixels[:, : int(0.93 * pixels.shape[1]), :3]  # the scale beside the maps has them all
+    seen = {tuple(row) for row in np.unique((pixels * 255).round().reshape(-1, 3), axis=0)}
     values = [*summary.weights.values.ravel(), *summary.weights.outside_values.ravel()]
     assert len(values) == 4 * (3 * 4 + 2)
     missing = []
