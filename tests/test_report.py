@@ -252,6 +252,33 @@ def test_tensors_of_one_input_and_of_other_models(tmp_path):
     assert "1 passed through" in report(path).output
 
 
+def test_an_anchor_of_recall_is_not_weighed_and_recall_is_averaged(tmp_path):
+    models = ["./a", "./b", "./base"]
+    lines = [
+        line.model_copy(
+            update={
+                "consensus": "recall",
+                "weights": [[*row[:2], 0.0] for row in line.weights],
+                "recalled": [[0.5 + 0.1 * i, 1.2, None] for i in range(len(line.weights))],
+                "warnings": [],
+            }
+        )
+        for line in small_lines(models)
+    ]
+    head = header(models, base="./base", parameters={"center": "anchor", "consensus": "recall"})
+    path = write_record(tmp_path / "r.jsonl", head, lines)
+    a, b, base = summarize(read_record(path)).models
+    added, elements = 0.0, 0.0
+    for line in raw(path):
+        size = np.prod(line["shape"]) / len(line["weights"])
+        added += size * sum(row[0] for row in line["recalled"])
+        elements += np.prod(line["shape"])
+    assert a.recalled == pytest.approx(added / elements)
+    assert b.recalled == pytest.approx(1.2)
+    assert (base.problems, np.isnan(base.weight), base.layer_weights) == (0, True, {})
+    assert re.search(r" base +- +not weighed ", report(path).output)
+
+
 def test_terminal_fits_80_columns_and_says_it(record):
     result = report(record)
     assert result.exit_code == 0, result.output

@@ -7,8 +7,9 @@ import jinja2
 import numpy as np
 
 from mergekit_yoyo.report.colors import DARK, LIGHT
+from mergekit_yoyo.report.grid import Grid
 from mergekit_yoyo.report.measures import Array, Measures, mean
-from mergekit_yoyo.report.summary import FOLLOWED, IGNORED, Grid, Summary, ranges
+from mergekit_yoyo.report.summary import FOLLOWED, IGNORED, Summary, ranges
 
 _CONTESTED = 6  # tensors in the summary's list
 _STRIP = 1000  # weights of single experts are whole thousandths
@@ -24,6 +25,7 @@ def render_page(summary: Summary) -> str:
         undefined=jinja2.StrictUndefined,
     )
     environment.filters["ranges"] = ranges
+    environment.tests["known"] = lambda value: not np.isnan(value)
     environment.filters["fixed"] = lambda value: "-" if np.isnan(value) else f"{value:.3f}"
     # `tojson` writes <, > and & as escapes: no name can end the script element
     environment.policies["json.dumps_kwargs"] = {
@@ -87,6 +89,7 @@ def _tensor(tensor: Measures, kinds: list[str]) -> dict[str, Any]:
         "disagreement": _number(tensor.disagreement) if merged else None,
         "norm": _numbers(np.sqrt(tensor.problems * mean(tensor.norms**2, axis=0))),
         "center": _numbers(mean(tensor.center_weights, axis=0)),
+        "recalled": _numbers(mean(tensor.recalled, axis=0)) if line.recalled else None,
         "rank": _span(line.rank),
         "energy": _span(line.energy),
         "scale": _span(line.energy_scale),

@@ -1,14 +1,15 @@
 """What a merge did, in a few numbers: totals per model, by layer and kind, and what to look at."""
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 import numpy as np
 
 from mergekit_yoyo.record.reading import Record
-from mergekit_yoyo.record.schema import Scalar
+from mergekit_yoyo.record.schema import Kind, Scalar
+from mergekit_yoyo.report.grid import Grid, grid, over_elements
 from mergekit_yoyo.report.measures import Array, Measures, mean, measure, models_of
 
 FOLLOWED = 0.5  # a model of at least this mean weight in a layer is followed there
@@ -23,7 +24,9 @@ class ModelTotals:
     name: as in the YAML; short: its last part, if that tells it from the others. weight: mean,
     every element counting once. problems, rejected: in how many tensors (each expert counting for
     one) it took part and was rejected. distance: from the center, RMS. size: its norm in units of
-    the inputs' median norm, geometric mean. layer_weights: mean weight by layer; followed, ignored:
+    the inputs' median norm, geometric mean. recalled: how much of its own residual it has back,
+    mean over all elements, NaN without recall. An anchor of recall is not weighed: it has no
+    problems, and NaN for all these. layer_weights: mean weight by layer; followed, ignored:
     the layers where it is at least FOLLOWED or below IGNORED.
     """
 
@@ -34,24 +37,10 @@ class ModelTotals:
     rejected: int
     distance: float
     size: float
+    recalled: float
     layer_weights: dict[int, float]
     followed: list[int]
     ignored: list[int]
-
-
-@dataclass(frozen=True)
-class Grid:
-    """Means over the elements of tensors in one place, NaN where there are none.
-
-    kinds: of modules; layers: their numbers. values: [M, kinds, layers]. outside: names of kinds
-    that lie in no layer; outside_values: [M, outside].
-    """
-
-    kinds: list[str]
-    layers: list[int]
-    values: Array
-    outside: list[str]
-    outside_values: Array
 
 
 @dataclass(frozen=True)
@@ -111,40 +100,6 @@ def short_names(names: Sequence[str]) -> dict[str, str]:
     return {name: short if counts[short] == 1 else name for name, short in last.items()}
 
 
-def over_elements(
-    tensors: Sequence[Measures], value: Callable[[Measures], Array], shape: tuple[int, ...]
-) -> Array:
-    """Mean of `value` (of that shape) over tensors, every element counting once."""
-    if not tensors:
-        return np.full(shape, np.nan)
-    sizes = np.array([t.elements for t in tensors], dtype=np.float64)
-    values = np.stack([value(tensor) for tensor in tensors])
-    return mean(values, axis=0, weights=sizes.reshape(-1, *[1] * len(shape)))
-
-
-def grid(tensors: Iterable[Measures], models: int, value: Callable[[Measures], Array]) -> Grid:
-    """Means of `value` ([M]) by kind and layer, without the tensors that passed through."""
-    places: dict[tuple[int | None, str], list[Measures]] = defaultdict(list)
-    for tensor in tensors:
-        places[tensor.place].append(tensor)
-    layers = sorted({layer for layer, _ in places if layer is not None})
-    kinds = sorted({kind for layer, kind in places if layer is not None})
-    outside = sorted({kind for layer, kind in places if layer is None})
-
-    def cell(layer: int | None, kind: str) -> Array:
-        here = [tensor for tensor in places.get((layer, kind), []) if tensor.problems]
-        return over_elements(here, value, (models,))
-
-    inner = [[cell(layer, kind) for layer in layers] for kind in kinds]
-    return Grid(
-        kinds,
-        layers,
-        np.moveaxis(np.array(inner).reshape(len(kinds), len(layers), models), 2, 0),
-        outside,
-        np.array([cell(None, kind) for kind in outside]).reshape(len(outside), models).T,
-    )
-
-
 def ranges(numbers: Sequence[int]) -> str:
     """Sorted numbers as ranges: 3 to 9 and 12 become `3-9, 12`, with an en dash."""
     runs: list[list[int]] = []
@@ -165,21 +120,22 @@ def _totals(merged: Sequence[Measures], model: int, name: tuple[str, str]) -> Mo
         if tensor.place.layer is not None:
             by_layer[tensor.place.layer].append(tensor)
 
-    def weight(tensors: Sequence[Measures]) -> float:
-        return float(over_elements(tensors, lambda t: t.weight[model : model + 1], (1,))[0])
+    def average(value: Callable[[Measures], Array], tensors: Sequence[Measures] = own) -> float:
+        """Of a quantity [M], for this model."""
+        return float(over_elements(tensors, lambda t: value(t)[model : model + 1], (1,))[0])
 
-    def square(tensor: Measures) -> Array:
-        return np.asarray(tensor.distance[model : model + 1] ** 2)
-
-    layer_weights = {layer: weight(tensors) for layer, tensors in sorted(by_layer.items())}
+    layer_weights = {
+        layer: average(lambda t: t.weight, tensors) for layer, tensors in sorted(by_layer.items())
+    }
     return ModelTotals(
         name=name[0],
         short=name[1],
-        weight=weight(own),
+        weight=average(lambda t: t.weight),
         problems=sum(tensor.problems for tensor in own),
         rejected=sum(int(tensor.rejected[model]) for tensor in own),
-        distance=float(np.sqrt(over_elements(own, square, (1,))[0])),
+        distance=float(np.sqrt(average(lambda t: t.distance**2))),
         size=_size(own, model),
+        recalled=average(lambda t: mean(t.recalled, axis=0)),
         layer_weights=layer_weights,
         followed=[layer for layer, value in layer_weights.items() if value >= FOLLOWED],
         ignored=[layer for layer, value in layer_weights.items() if value < IGNORED],
@@ -240,10 +196,11 @@ def _warnings(
                 f"The weights of {model.short} are {model.size:.3g} times as large as the median "
                 f"input's{remedy}."
             )
-    sentences = {
+    sentences: dict[Kind, str] = {
         "identical": "All inputs were identical in {} of {} tensors.",
         "not_converged": "The geometric median did not converge in {} of {} tensors.",
-        "no_majority": "Two inputs have no majority, and recall nothing, in {} of {} tensors.",
+        "alone": "Too few inputs to recall from (less than three that differ) in {} of {} tensors: "
+        "those are plain averages.",
     }
     for kind, sentence in sentences.items():
         count = sum(any(w.kind == kind for w in tensor.line.warnings) for tensor in merged)

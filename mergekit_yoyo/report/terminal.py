@@ -45,6 +45,11 @@ def render_summary(summary: Summary) -> RenderableType:
             "weight: 1 is full trust, 0 is rejected; mean over all elements. distance: from the "
             "center, where 1 is the size of the weights themselves. size: the norm, in units of "
             "the median input's."
+            + (
+                " recalled: how much of its own difference from the center a model has back."
+                if any(not math.isnan(model.recalled) for model in summary.models)
+                else ""
+            )
         ),
     ]
     if any(model.layer_weights for model in summary.models):
@@ -115,21 +120,24 @@ def _models(models: Sequence[ModelTotals]) -> Table:
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("model", overflow="fold")
     table.add_column("weight")
-    for title in ("rejected in", "distance", "size"):
+    recalled = any(not math.isnan(model.recalled) for model in models)
+    for title in ("rejected in", "distance", "size", *(["recalled"] if recalled else [])):
         table.add_column(title, justify="right")
     for model in models:
         share = f" ({model.rejected / model.problems:.1%})" if model.rejected else ""
         table.add_row(
             Text(model.short),
             Text(f"{_weight(model.weight)} {_bar(model.weight)}"),
-            f"{model.rejected:,} of {model.problems:,}{share}",
+            f"{model.rejected:,} of {model.problems:,}{share}" if model.problems else "not weighed",
             _number(model.distance),
             _number(model.size),
+            *([_number(model.recalled)] if recalled else []),
         )
     return table
 
 
 def _layers(models: Sequence[ModelTotals]) -> Table:
+    models = [model for model in models if model.layer_weights]
     layers = sorted({layer for model in models for layer in model.layer_weights})
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("model", overflow="fold")

@@ -316,10 +316,12 @@ function detail(tensor) {
   sheet.append(make("p", { className: "facts" }, facts.join(" · ")));
   if (tensor.problems) {
     const heads = ["", "weight", "share of the center", "norm", "distance", "rejected in"];
-    const lines = models.map((model, m) => (tensor.weight[m] === null ? null : make("tr", {},
+    if (tensor.recalled) heads.push("recalled");
+    const lines = models.map((model, m) => (tensor.norm[m] === null ? null : make("tr", {},
       make("th", { scope: "row", title: model.name }, model.short),
-      ...[weightText(tensor.weight[m]), format(tensor.center[m]), tensor.norm[m]?.toPrecision(4) ?? "–",
-        format(tensor.distance[m]), `${tensor.rejected[m]} of ${tensor.problems}`]
+      ...[weightText(tensor.weight[m]), format(tensor.center[m]), tensor.norm[m].toPrecision(4),
+        format(tensor.distance[m]), `${tensor.rejected[m]} of ${tensor.problems}`,
+        ...(tensor.recalled ? [format(tensor.recalled[m])] : [])]
         .map((text) => make("td", {}, text)))));
     sheet.append(make("div", { className: "scroll" }, make("table", {},
       make("thead", {}, make("tr", {}, ...heads.map((head) => make("th", { scope: "col" }, head)))),
