@@ -34,12 +34,13 @@ def render_picture(summary: Summary) -> bytes:
     grid = summary.weights
     if not summary.problems:
         raise YoyoError(f"{summary.record.path}: nothing to draw: no tensor was merged.")
+    models = [i for i, model in enumerate(summary.models) if model.problems]
     layers, kinds = max(1, len(grid.layers)), [*grid.kinds, *grid.outside]
     written = layers <= _WRITTEN_LAYERS
     cell = _CELL * 1.4 if written else _CELL
     panel = max(cell * layers, 1.6)
-    across = max(1, min(len(summary.models), int((12 - _LABEL) // (panel + 0.15))))
-    down = -(-len(summary.models) // across)
+    across = max(1, min(len(models), int((12 - _LABEL) // (panel + 0.15))))
+    down = -(-len(models) // across)
     inches = max(_LABEL + across * (panel + 0.15) + 0.7, 4.5)
     footer = [f"Warning: {warning}" for warning in summary.warnings]
     footer.append(f"mean weight in the merge: 1 is full trust, 0 is rejected ({CROSS})")
@@ -47,10 +48,11 @@ def render_picture(summary: Summary) -> bytes:
     height = down * (_CELL * (len(kinds) + _OUTER_GAP) + 0.62) + 0.17 * len(lines) + 0.15
     figure = Figure(figsize=(inches, height), layout="constrained")
     axes = figure.subplots(down, across, sharey=True, sharex=True, squeeze=False)
-    for axis in list(axes.flat)[len(summary.models) :]:
+    for axis in list(axes.flat)[len(models) :]:
         axis.set_visible(False)
     rows = [i + (_OUTER_GAP if i >= len(grid.kinds) else 0.0) for i in range(len(kinds))]
-    for i, (model, axis) in enumerate(zip(summary.models, axes.flat, strict=False)):
+    for i, axis in zip(models, axes.flat, strict=False):
+        model = summary.models[i]
         axis.set_title(
             f"{_plain(model.short)}   {model.weight:.2f}", fontsize=9, loc="left", color=INK
         )

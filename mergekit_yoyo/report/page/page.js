@@ -186,10 +186,14 @@ function drawMaps(what) {
   byId("map-note").textContent = NOTES[what];
   byId("most").textContent = what === "weights" ? "1" : top.toPrecision(3);
   byId("cross").hidden = what !== "weights";
-  byId("maps").replaceChildren(...models.map((_, model) => drawMap(model, what)));
+  // an anchor that was not weighed has no map
+  const drawn = models.map((_, model) => model).filter((model) =>
+    [data[what].values[model], data[what].outsideValues[model]].flat(2).some((v) => v !== null));
+  byId("maps").replaceChildren(...drawn.map((model) => drawMap(model, what)));
   for (const button of document.querySelectorAll("[data-map]")) {
     button.setAttribute("aria-pressed", button.dataset.map === what);
   }
+  arrange();
 }
 
 /** As many maps side by side as fit, in rows of equal length. */
@@ -197,8 +201,8 @@ function arrange() {
   const layers = data.weights.layers.length;
   const needed = 170 + layers * (layers > WRITTEN_LAYERS ? 18 : 31);
   const fit = Math.max(1, Math.floor((byId("maps").clientWidth + 32) / (needed + 32)));
-  const rows = Math.ceil(models.length / fit);
-  byId("maps").style.setProperty("--across", Math.max(1, Math.ceil(models.length / rows)));
+  const count = Math.max(1, byId("maps").childElementCount);
+  byId("maps").style.setProperty("--across", Math.ceil(count / Math.ceil(count / fit)));
   document.documentElement.style.setProperty("--box", `${byId("tensors").parentElement.clientWidth}px`);
 }
 
@@ -386,7 +390,7 @@ function startTable() {
   text.addEventListener("input", narrow);
   for (const select of [layer, kind, rejected]) select.addEventListener("change", narrow);
   filters.addEventListener("submit", (event) => event.preventDefault());
-  filters.addEventListener("reset", () => setTimeout(drawTable)); // fields are cleared after it
+  byId("clear").addEventListener("click", () => { filters.reset(); narrow(); });
   byId("more").addEventListener("click", () => { limit = Infinity; drawTable(); });
   for (const button of document.querySelectorAll("[data-tensor]")) {
     button.addEventListener("click", () => {
@@ -408,4 +412,3 @@ drawMaps("weights");
 drawGaps();
 startTable();
 drawTable();
-arrange();
