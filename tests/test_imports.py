@@ -14,6 +14,7 @@ ALLOWED = {
     "algorithm": {"algorithm", "errors"},
     "record": {"record", "algorithm", "errors"},
     "method": {"algorithm", "method", "record", "errors", "mergekit", "transformers", "click"},
+    "report": {"report", "record", "errors"},
     "card": {"card", "errors"},
     "finish": {"finish", "card", "staging", "errors", "mergekit", "transformers"},
     "inspection": {

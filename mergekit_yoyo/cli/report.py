@@ -1,0 +1,71 @@
+"""`mergekit-yoyo report`: options for `mergekit_yoyo.report`."""
+
+from pathlib import Path
+
+import click
+
+from mergekit_yoyo.errors import YoyoError
+from mergekit_yoyo.record.reading import read_record
+from mergekit_yoyo.report import (
+    compare_records,
+    render_comparison,
+    render_page,
+    render_picture,
+    render_summary,
+    summarize,
+)
+from mergekit_yoyo.staging import write_files
+
+_PIPED_WIDTH = 80
+
+
+@click.command()
+@click.argument("record", type=click.Path(path_type=Path))
+@click.argument("other", required=False, type=click.Path(path_type=Path))
+@click.option(
+    "--html",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Write one self-contained page: heat maps, distances, all tensors.",
+)
+@click.option(
+    "--png",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Write the heat map of the weights, for a model card.",
+)
+def command(record: Path, other: Path | None, html: Path | None, png: Path | None) -> None:
+    """What a merge did, from the RECORD that `parameters: {report: FILE}` in its YAML leaves.
+
+    With OTHER, the record of another merge of the same inputs: what differs between the two.
+    """
+    from rich.console import Console
+
+    for option, out in (("--html", html), ("--png", png)):
+        if out and other:
+            raise YoyoError(
+                f"{option} shows one merge, and two records are compared in the terminal only: "
+                f"leave out {option}, or {other}."
+            )
+        if out and not out.parent.is_dir():
+            raise YoyoError(f"{option} {out}: no folder {out.parent}.")
+        if out and out.resolve() == record.resolve():
+            raise YoyoError(f"{option} {out}: that is the record. Choose another name.")
+    if html and png and html.resolve() == png.resolve():
+        raise YoyoError(f"--html and --png: both are {html}. Choose two names.")
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = _PIPED_WIDTH
+    if other:
+        console.print(render_comparison(compare_records(read_record(record), read_record(other))))
+        return
+    summary = summarize(read_record(record))
+    files = {}
+    if html:
+        files[html] = render_page(summary).encode()
+    if png:
+        files[png] = render_picture(summary)
+    console.print(render_summary(summary))
+    write_files(files)
+    for file in files:
+        click.echo(f"wrote {file}", err=True)

@@ -1,0 +1,231 @@
+"""Two merges of the same inputs, tensor by tensor: which options differ, which weights moved."""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from mergekit_yoyo.errors import YoyoError
+from mergekit_yoyo.record.layers import Place
+from mergekit_yoyo.record.reading import Record
+from mergekit_yoyo.record.schema import Scalar
+from mergekit_yoyo.report.measures import Array, Measures, mean, measure, models_of
+from mergekit_yoyo.report.summary import short_names
+
+NORM_TOLERANCE = 1e-4  # relative: records round to 1e-6, devices add up in another order
+WEIGHT_TOLERANCE = 1e-5  # weights that differ by less are the same, rounded
+
+
+@dataclass(frozen=True)
+class OptionChange:
+    """An option that differs, and in how many of the tensors that both merges have."""
+
+    name: str
+    a: str
+    b: str
+    tensors: int
+
+
+@dataclass(frozen=True)
+class ModelChange:
+    """One model's mean weights over all elements, the mean size of its change, and in how many
+    problems each merge rejected it."""
+
+    name: str
+    short: str
+    a: float
+    b: float
+    change: float
+    rejected_a: int
+    rejected_b: int
+
+
+@dataclass(frozen=True)
+class TensorChange:
+    """By how much the weights of one tensor differ.
+
+    change: [M] mean weight in B less that in A. size: [M] mean |change|, problem by problem where
+    both merges have the same problems.
+    """
+
+    name: str
+    place: Place
+    elements: int
+    change: Array
+    size: Array
+
+    @property
+    def largest(self) -> float:
+        return float(np.nanmax(np.append(self.size, 0.0)))
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two records compared. kinds, layers: mean change [M] of the weights in each. largest: the
+    tensors with a weight that moved, the largest move first."""
+
+    a: Record
+    b: Record
+    options: list[OptionChange]
+    models: list[ModelChange]
+    changes: list[TensorChange]
+    kinds: dict[str, Array]
+    layers: dict[int, Array]
+    largest: list[TensorChange]
+    warnings: list[str]
+
+
+def compare_records(a: Record, b: Record) -> Comparison:
+    """Compare two merges of the same inputs.
+
+    Raises:
+        YoyoError: they are not of the same inputs: other names, shapes or norms; or they have no
+            tensor in common.
+    """
+    names = models_of(a)
+    if sorted(names) != sorted(models_of(b)):
+        raise YoyoError(
+            f"{a.path} and {b.path}: not merges of the same inputs ({', '.join(names)}; "
+            f"{', '.join(models_of(b))}). Compare merges of the same models."
+        )
+    here = {tensor.line.name: tensor for tensor in measure(a)}
+    order = [models_of(b).index(name) for name in names]
+    there = {tensor.line.name: tensor for tensor in measure(b)}
+    common = [name for name in here if name in there]
+    if not common:
+        raise YoyoError(f"{a.path} and {b.path} have no tensor in common.")
+    both = [
+        (here[name], there[name]) for name in common if here[name].problems and there[name].problems
+    ]
+    for one, other in both:
+        _check_inputs(a, b, names, one, other, order)
+    changes = [_change(one, other, order) for one, other in both]
+    moved = [change for change in changes if change.largest > WEIGHT_TOLERANCE]
+    layers: dict[int, list[TensorChange]] = defaultdict(list)
+    kinds: dict[str, list[TensorChange]] = defaultdict(list)
+    for change in changes:
+        kinds[change.place.kind].append(change)
+        if change.place.layer is not None:
+            layers[change.place.layer].append(change)
+    return Comparison(
+        a=a,
+        b=b,
+        options=_options(a, b, common),
+        models=_models(names, both, changes, order),
+        changes=changes,
+        kinds={kind: _mean_change(kinds[kind]) for kind in sorted(kinds)},
+        layers={layer: _mean_change(layers[layer]) for layer in sorted(layers)},
+        largest=sorted(moved, key=lambda change: -change.largest),
+        warnings=_warnings(a, b, here, there),
+    )
+
+
+def _check_inputs(
+    a: Record, b: Record, names: list[str], one: Measures, other: Measures, order: list[int]
+) -> None:
+    """The inputs are the same if their norms are; experts may be packed in one merge only."""
+    name = one.line.name
+    if one.line.shape != other.line.shape:
+        raise YoyoError(
+            f"{name}: of shape {one.line.shape} in {a.path} and {other.line.shape} in {b.path}: "
+            "not merges of the same inputs."
+        )
+    norms = np.sqrt((one.norms**2).sum(0))
+    others = np.sqrt((other.norms**2).sum(0))[order]
+    for model, norm, norm_b in zip(names, norms, others, strict=True):
+        same = np.isclose(norm, norm_b, rtol=NORM_TOLERANCE, atol=0.0, equal_nan=True)
+        if not same:
+            raise YoyoError(
+                f"{name}: {model} has norm {norm:.6g} in {a.path} and {norm_b:.6g} in {b.path}: "
+                "not merges of the same inputs."
+            )
+
+
+def _change(one: Measures, other: Measures, order: list[int]) -> TensorChange:
+    change = other.weight[order] - one.weight
+    size = np.abs(change)
+    if one.problems == other.problems:
+        size = mean(np.abs(other.weights[:, order] - one.weights), axis=0)
+    return TensorChange(one.line.name, one.place, one.elements, change, size)
+
+
+def _mean_change(changes: Sequence[TensorChange], *, sizes: bool = False) -> Array:
+    """Mean over elements of the changes, or of their sizes."""
+    elements = np.array([change.elements for change in changes], dtype=np.float64)
+    values = np.stack([change.size if sizes else change.change for change in changes])
+    return mean(values, axis=0, weights=elements[:, None])
+
+
+def _models(
+    names: list[str],
+    both: Sequence[tuple[Measures, Measures]],
+    changes: Sequence[TensorChange],
+    order: list[int],
+) -> list[ModelChange]:
+    if not both:
+        return []
+    elements = np.array([one.elements for one, _ in both], dtype=np.float64)[:, None]
+    a = mean(np.stack([one.weight for one, _ in both]), axis=0, weights=elements)
+    b = mean(np.stack([other.weight[order] for _, other in both]), axis=0, weights=elements)
+    sizes = _mean_change(changes, sizes=True)
+    rejected_a = np.sum([one.rejected for one, _ in both], axis=0)
+    rejected_b = np.sum([other.rejected[order] for _, other in both], axis=0)
+    return [
+        ModelChange(
+            name=name,
+            short=short,
+            a=float(a[i]),
+            b=float(b[i]),
+            change=float(sizes[i]),
+            rejected_a=int(rejected_a[i]),
+            rejected_b=int(rejected_b[i]),
+        )
+        for i, (name, short) in enumerate(short_names(names).items())
+    ]
+
+
+def _options(a: Record, b: Record, common: Iterable[str]) -> list[OptionChange]:
+    changed: Counter[tuple[str, str, str]] = Counter()
+    values_a, values_b = _effective(a), _effective(b)
+    for tensor in common:
+        one, other = values_a[tensor], values_b[tensor]
+        for option in sorted(one | other):
+            if one.get(option) != other.get(option):
+                changed[option, _said(one, option), _said(other, option)] += 1
+    return [OptionChange(*key, tensors=count) for key, count in changed.items()]
+
+
+def _effective(record: Record) -> dict[str, dict[str, Scalar]]:
+    """All options of each tensor; the way to the consensus and the base count as such."""
+    return {
+        tensor.name: {
+            "base_model": record.header.base,
+            "consensus": tensor.consensus,
+            **record.header.parameters,
+            **tensor.parameters,
+        }
+        for tensor in record.tensors
+    }
+
+
+def _said(options: dict[str, Scalar], name: str) -> str:
+    value = options.get(name)
+    return "-" if value is None else str(value)
+
+
+def _warnings(
+    a: Record, b: Record, here: dict[str, Measures], there: dict[str, Measures]
+) -> list[str]:
+    found = []
+    for label, record, own, others in (("A", a, here, there), ("B", b, there, here)):
+        if record.missing or record.truncated:
+            found.append(f"{label} is unfinished: {len(record.tensors):,} tensors are recorded.")
+        if alone := [name for name in own if name not in others]:
+            more = f" and {len(alone) - 3:,} more" if len(alone) > 3 else ""
+            found.append(f"only in {label}: {', '.join(alone[:3])}{more}.")
+    for package in sorted(a.header.versions.keys() | b.header.versions.keys()):
+        versions = [record.header.versions.get(package, "-") for record in (a, b)]
+        if versions[0] != versions[1]:
+            found.append(f"made with {package} {versions[0]} (A) and {versions[1]} (B).")
+    return found

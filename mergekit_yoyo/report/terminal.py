@@ -1,0 +1,235 @@
+"""The summary and the comparison for the terminal (rich), readable at 80 columns."""
+
+import math
+from collections.abc import Sequence
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Group, RenderableType
+from rich.table import Column, Table
+from rich.text import Text
+
+from mergekit_yoyo.report.colors import CROSS
+from mergekit_yoyo.report.compare import Comparison
+from mergekit_yoyo.report.measures import Measures
+from mergekit_yoyo.report.summary import (
+    FOLLOWED,
+    IGNORED,
+    ModelTotals,
+    Summary,
+    ranges,
+)
+
+_SHOWN = 8  # tensors in a list
+_BLOCKS = " ▏▎▍▌▋▊▉█"
+_LEVELS = "▁▂▃▄▅▆▇█"
+_BAR = 8
+_MAX_COLUMNS = 4  # models side by side with the names of tensors
+
+
+def render_summary(summary: Summary) -> RenderableType:
+    """What a merge did: totals, layers, distances, contested tensors, warnings."""
+    header = summary.record.header
+    base = f", base {header.base}" if header.base else ""
+    counts = f"{len(summary.tensors):,} tensors"
+    if summary.problems > len(summary.tensors):
+        counts += f", {summary.problems:,} merges (experts one by one)"
+    if summary.passed:
+        counts += f", {summary.passed:,} passed through from a single input"
+    options = ", ".join(f"{name}: {value}" for name, value in summary.parameters.items())
+    parts: list[RenderableType] = [
+        Text(f"{summary.record.path}: {len(summary.models)} models{base}, {counts}", style="bold"),
+        Text(options, style="dim"),
+        *(Text(f"Warning: {warning}", style="bold yellow") for warning in summary.warnings),
+        _models(summary.models),
+        _legend(
+            "weight: 1 is full trust, 0 is rejected; mean over all elements. distance: from the "
+            "center, where 1 is the size of the weights themselves. size: the norm, in units of "
+            "the median input's."
+            + (
+                " recalled: how much of its own difference from the center a model has back."
+                if any(not math.isnan(model.recalled) for model in summary.models)
+                else ""
+            )
+        ),
+    ]
+    if any(model.layer_weights for model in summary.models):
+        parts += [
+            _layers(summary.models),
+            _legend(f"followed: mean weight of at least {FOLLOWED:g}; ignored: below {IGNORED:g}."),
+        ]
+    parts += [
+        _distances(summary),
+        _legend("distances: 0 the same weights, 1.41 unrelated ones, 2 opposite ones."),
+    ]
+    if summary.contested:
+        parts += [
+            _contested(summary),
+            _legend(
+                "disagreement: distance from the center of the inputs that are listened to (RMS, "
+                "by weight)."
+            ),
+        ]
+    return Group(*parts)
+
+
+def render_comparison(comparison: Comparison) -> RenderableType:
+    """Two merges of the same inputs: options, weights by model, kind, layer and tensor."""
+    names = [model.short for model in comparison.models]
+    parts: list[RenderableType] = [
+        Text(f"A {comparison.a.path}\nB {comparison.b.path}", style="bold"),
+        Text(f"{len(comparison.changes):,} tensors compared", style="dim"),
+    ]
+    options = Table("option", "A", "B", _right("tensors"), box=SIMPLE_HEAD, pad_edge=False)
+    for option in comparison.options:
+        options.add_row(option.name, option.a, option.b, f"{option.tensors:,}")
+    parts.append(options if comparison.options else Text("the same options in every tensor"))
+    parts += [Text(f"Warning: {text}", style="bold yellow") for text in comparison.warnings]
+    totals = _table("model", "weight A", "weight B", "mean |change|", "rejected A", "rejected B")
+    for model in comparison.models:
+        totals.add_row(
+            Text(model.short),
+            _weight(model.a),
+            _weight(model.b),
+            _weight(model.change),
+            f"{model.rejected_a:,}",
+            f"{model.rejected_b:,}",
+        )
+    parts += [totals, _legend("change: B's weight less A's; mean |change| over all elements.")]
+    shown = names[:_MAX_COLUMNS]
+    for title, rows in (("module kind", comparison.kinds), ("layer", comparison.layers)):
+        if rows:
+            table = _table(title, *shown)
+            for place, change in rows.items():
+                table.add_row(str(place), *map(_signed, change[: len(shown)]))
+            parts += [table, _legend(f"mean change of the weight by {title}.")]
+    largest = _table("most changed tensors", *shown)
+    for changed in comparison.largest[:_SHOWN]:
+        largest.add_row(
+            Text(changed.name.removesuffix(".weight")), *map(_signed, changed.change[: len(shown)])
+        )
+    if comparison.largest:
+        parts.append(largest)
+    else:
+        parts.append(Text("no weight differs beyond the record's six digits"))
+    if len(names) > len(shown):
+        parts.append(_legend(f"shown for the first {len(shown)} models."))
+    return Group(*parts)
+
+
+def _models(models: Sequence[ModelTotals]) -> Table:
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("model", overflow="fold")
+    table.add_column("weight")
+    recalled = any(not math.isnan(model.recalled) for model in models)
+    for title in ("rejected in", "distance", "size", *(["recalled"] if recalled else [])):
+        table.add_column(title, justify="right")
+    for model in models:
+        share = f" ({model.rejected / model.problems:.1%})" if model.rejected else ""
+        table.add_row(
+            Text(model.short),
+            Text(f"{_weight(model.weight)} {_bar(model.weight)}"),
+            f"{model.rejected:,} of {model.problems:,}{share}" if model.problems else "not weighed",
+            _number(model.distance),
+            _number(model.size),
+            *([_number(model.recalled)] if recalled else []),
+        )
+    return table
+
+
+def _layers(models: Sequence[ModelTotals]) -> Table:
+    models = [model for model in models if model.layer_weights]
+    layers = sorted({layer for model in models for layer in model.layer_weights})
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("model", overflow="fold")
+    table.add_column(
+        Text(f"weight by layer, {layers[0]} to {layers[-1]}"), overflow="fold", min_width=24
+    )
+    table.add_column("followed in", overflow="fold")
+    table.add_column("ignored in", overflow="fold")
+    for model in models:
+        strip = "".join(_level(model.layer_weights.get(layer)) for layer in layers)
+        parts = (
+            "all layers" if numbers == layers else ranges(numbers) or "-"
+            for numbers in (model.followed, model.ignored)
+        )
+        table.add_row(Text(model.short), Text(strip), *parts)
+    return table
+
+
+def _distances(summary: Summary) -> Table:
+    models = summary.models
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("distances", overflow="fold")
+    marks = [model.short if len(models) <= 5 else f"[{i}]" for i, model in enumerate(models, 1)]
+    for mark in marks:
+        table.add_column(Text(mark), justify="right", overflow="fold")
+    for i, model in enumerate(models):
+        label = model.short if len(models) <= 5 else f"{marks[i]} {model.short}"
+        row = ["-" if i == j else _number(summary.gaps[i, j]) for j in range(len(models))]
+        table.add_row(Text(label), *row)
+    return table
+
+
+def _contested(summary: Summary) -> Table:
+    shown = summary.models[:_MAX_COLUMNS]
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("most contested tensors", overflow="fold")
+    table.add_column("disagreement" if len(shown) < _MAX_COLUMNS else "disagr.", justify="right")
+    for model in shown:
+        table.add_column(Text(model.short), justify="right", overflow="fold")
+    for tensor in summary.contested[:_SHOWN]:
+        weights = map(_weight, tensor.weight[: len(shown)])
+        table.add_row(_place(tensor), _number(tensor.disagreement), *weights)
+    return table
+
+
+def _place(tensor: Measures) -> Text:
+    layer, kind = tensor.place
+    return Text(kind if layer is None else f"{layer} {kind}")
+
+
+def _table(first: str, *numbers: str) -> Table:
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column(first, overflow="fold")
+    for name in numbers:
+        table.add_column(Text(name), justify="right", overflow="fold")
+    return table
+
+
+def _right(title: str) -> Column:
+    return Column(title, justify="right")
+
+
+def _legend(text: str) -> Text:
+    return Text(text + "\n", style="dim")
+
+
+def _number(value: float) -> str:
+    """Three digits after the point, or three significant ones where it is far from 1."""
+    if math.isnan(value):
+        return "-"
+    return f"{value:.3f}" if value == 0 or 0.001 <= abs(value) < 100 else f"{value:.3g}"
+
+
+def _weight(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.3f}"
+
+
+def _signed(value: float) -> str:
+    # a change that rounds to zero has no sign
+    return "-" if math.isnan(value) else f"{round(value, 3) + 0.0:+.3f}"
+
+
+def _bar(value: float) -> str:
+    eighths = 0 if math.isnan(value) else round(max(0.0, min(value, 1.0)) * _BAR * 8)
+    full, rest = divmod(eighths, 8)
+    return ("█" * full + _BLOCKS[rest]).strip()
+
+
+def _level(value: float | None) -> str:
+    """One column of a strip: a level for a weight, a cross for an input that is ignored."""
+    if value is None or math.isnan(value):
+        return " "
+    if value < IGNORED:
+        return CROSS
+    return _LEVELS[min(int(value * len(_LEVELS)), len(_LEVELS) - 1)]
