@@ -16,7 +16,16 @@ ALLOWED = {
     "method": {"algorithm", "method", "record", "errors", "mergekit", "transformers", "click"},
     "report": {"report", "record", "errors"},
     "card": {"card", "errors"},
-    "finish": {"finish", "card", "staging", "errors", "mergekit", "transformers"},
+    "finish": {
+        "finish",
+        "record",
+        "report",
+        "card",
+        "staging",
+        "errors",
+        "mergekit",
+        "transformers",
+    },
     "inspection": {
         "inspection",
         "finish",
