@@ -96,6 +96,7 @@ def _verdict(seen: "Inspection") -> str:
 def _show_distances(seen: "Inspection", reading: "Reading", out: Console) -> None:
     from mergekit_yoyo.inspection.distances import (
         grouped,
+        mean_recalled,
         mean_residual_cosine,
         mean_weight,
         spread,
@@ -115,9 +116,13 @@ def _show_distances(seen: "Inspection", reading: "Reading", out: Console) -> Non
     table.add_row("all", *(_percent(spread(tensors, m)) for m in models), style="bold")
     table.add_row(
         "weight" if ours else "weight in yoyo_fusion",
-        *(f"{mean_weight(tensors, model):.2f}" for model in models),
+        *(_share(mean_weight(tensors, model)) for model in models),
         style="bold",
     )
+    strengths = [tensor.strength for tensor in tensors if tensor.strength is not None]
+    if strengths:
+        recalled = (_share(mean_recalled(tensors, model)) for model in models)
+        table.add_row("recalled of its own", *recalled, style="bold")
     for label, model in zip(labels, models, strict=True):
         cosines = [mean_residual_cosine(tensors, model, other) for other in models]
         table.add_row(
@@ -125,6 +130,10 @@ def _show_distances(seen: "Inspection", reading: "Reading", out: Console) -> Non
         )
     out.print()
     out.print(table, soft_wrap=False)
+    if strengths:
+        conditions = [tensor.condition for tensor in tensors if tensor.condition is not None]
+        worst = f", condition numbers below {max(conditions):,.0f}" if conditions else ""
+        out.print(f"recall: strength {min(strengths):.2f} to {max(strengths):.2f}{worst}")
 
     layers = grouped((t for t in tensors if t.place.layer is not None), lambda t: t.place.layer)
     if len(layers) > 1:
@@ -144,6 +153,10 @@ def _block(value: float, highest: float, blocks: str) -> str:
     if value != value or not highest:
         return " "
     return blocks[min(len(blocks) - 1, int(value / highest * len(blocks)))]
+
+
+def _share(value: float) -> str:
+    return "" if value != value else f"{value:.2f}"
 
 
 def _percent(value: float) -> str:

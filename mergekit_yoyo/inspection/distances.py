@@ -22,7 +22,9 @@ class TensorDistances:
     """One tensor, its experts put together.
 
     distances: of each model from the center. cosines: between the models' own weights, by pair.
-    residual_cosines: of what is theirs alone. weights: the mean over its problems. sizes: norms.
+    residual_cosines: of what is theirs alone. weights: the mean over its problems, of the models
+    that are weighed. sizes: norms. recalled: with recall, how much of what is its own each model
+    has back. strength, condition: with recall, beta and the largest condition number.
     """
 
     name: str
@@ -32,6 +34,9 @@ class TensorDistances:
     residual_cosines: dict[Pair, float]
     weights: dict[str, float]
     sizes: dict[str, float]
+    recalled: dict[str, float]
+    strength: float | None
+    condition: float | None
 
     @property
     def place(self) -> Place:
@@ -50,7 +55,7 @@ class TensorDistances:
 
 def distances_of(line: TensorLine) -> TensorDistances:
     """The distances in a line that names its inputs and has at least two."""
-    models = line.inputs or []
+    models, recalls = line.inputs or [], line.strength is not None
     elements = math.prod(line.shape)
     squared = dict.fromkeys(models, 0.0)
     between: dict[Pair, float] = defaultdict(float)
@@ -72,11 +77,14 @@ def distances_of(line: TensorLine) -> TensorDistances:
             (a, b): value / math.sqrt(squared[a] * squared[b]) if squared[a] * squared[b] else 0.0
             for (a, b), value in products.items()
         },
-        {model: _mean(column) for model, column in _columns(models, line.weights)},
+        _means(models, line.weights),
         {
-            model: math.sqrt(sum(norm**2 for norm in column))
-            for model, column in _columns(models, line.norms)
+            model: math.sqrt(sum((row[k] or 0.0) ** 2 for row in line.norms))
+            for k, model in enumerate(models)
         },
+        _means(models, line.recalled or []),
+        _mean([beta for beta in line.strength or [] if beta is not None]) if recalls else None,
+        max((c for c in line.condition_number or [] if c is not None), default=None),
     )
 
 
@@ -98,8 +106,13 @@ def grouped(
 
 
 def mean_weight(tensors: Iterable[TensorDistances], model: str) -> float:
-    """What a model weighs on average, each tensor counting once."""
+    """What a model weighs on average, each tensor counting once; NaN if it is not weighed."""
     return _mean([t.weights[model] for t in tensors if model in t.weights])
+
+
+def mean_recalled(tensors: Iterable[TensorDistances], model: str) -> float:
+    """How much of what is its own a model has back, each tensor counting once; NaN for none."""
+    return _mean([t.recalled[model] for t in tensors if model in t.recalled])
 
 
 def mean_cosine(tensors: Sequence[TensorDistances], one: str, other: str) -> float:
@@ -140,10 +153,13 @@ def families(
     return sorted(found, key=len, reverse=True)
 
 
-def _columns(
-    models: Sequence[str], rows: Sequence[Sequence[float | None]]
-) -> list[tuple[str, list[float]]]:
-    return [(model, [row[k] or 0.0 for row in rows]) for k, model in enumerate(models)]
+def _means(models: Sequence[str], rows: Sequence[Sequence[float | None]]) -> dict[str, float]:
+    """Of each model over the problems in which it has a number."""
+    means = {
+        model: _mean([value for row in rows if (value := row[k]) is not None])
+        for k, model in enumerate(models)
+    }
+    return {model: value for model, value in means.items() if value == value}
 
 
 def _mean(values: Sequence[float]) -> float:

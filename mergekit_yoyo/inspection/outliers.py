@@ -39,7 +39,7 @@ def check_looks(looks: Sequence[Look], tensors: Sequence[TensorDistances]) -> li
     elif found:
         remarks += _outliers(tensors, matrices, models)
     remarks += _sizes(matrices, models)
-    return [*remarks, *_rejected(looks)]
+    return [*remarks, *_rejected(looks), *_alone(looks)]
 
 
 def _copies(looks: Sequence[Look]) -> Iterator[Remark]:
@@ -147,8 +147,9 @@ def _rejected(looks: Sequence[Look]) -> Iterator[Remark]:
     for look in looks:
         if look.line is not None and look.line.weights:
             for k, model in enumerate(look.line.inputs or []):
-                column = [row[k] or 0.0 for row in look.line.weights]
-                weights[model].append(sum(column) / len(column))
+                column = [weight for row in look.line.weights if (weight := row[k]) is not None]
+                if column:  # an anchor of recall is not weighed
+                    weights[model].append(sum(column) / len(column))
             for finding in look.line.warnings:
                 if finding.kind == "rejected" and finding.model:
                     rejected[finding.model].append(look.name)
@@ -161,3 +162,19 @@ def _rejected(looks: Sequence[Look]) -> Iterator[Remark]:
             yield warning(f"{text}: the merge hardly follows it")
         else:
             yield note(f"{text}{f' ({some(names)})' if len(names) <= 3 else ''}")
+
+
+def _alone(looks: Sequence[Look]) -> Iterator[Remark]:
+    """Tensors that recall can only average."""
+    merged = [look for look in looks if look.line is not None and look.line.weights]
+    alone = [
+        look.name
+        for look in merged
+        if look.line and any(finding.kind == "alone" for finding in look.line.warnings)
+    ]
+    if alone:
+        yield warning(
+            f"consensus: recall has less than three inputs that differ in {len(alone):,} of "
+            f"{len(merged):,} tensors, and averages them: add a model, or a base model with "
+            "center: anchor"
+        )

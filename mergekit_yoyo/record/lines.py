@@ -27,7 +27,7 @@ def tensor_line(
     tensor: one of the inputs or the merge, for the shape, and the dtype of the merge. details: of
     `fuse` or `weigh`, with or without the axis of the problems. inputs: names of the K inputs, in
     their order. parameters: the options the tensor was merged with, all of them. anchor: the index
-    of the anchor, which recall gives no weight.
+    of the anchor, which recall does not weigh.
     """
     line = TensorLine(
         name=name,
@@ -49,6 +49,9 @@ def tensor_line(
             details.residual_norms,
         )
     )
+    if anchor is not None and details.strength is not None:
+        weights = weights.copy()
+        weights[:, anchor] = np.nan
     found: dict[str, object] = {
         "norms": _rows(norms),
         "cosines": _rows(_cosines(gram, residual_norms)),
@@ -78,8 +81,8 @@ def tensor_line(
     rejected = (weights < REJECTED).sum(0).tolist()
     findings = [
         Finding(kind="rejected", model=model, problems=count)
-        for k, (model, count) in enumerate(zip(inputs, rejected, strict=True))
-        if count and k != anchor
+        for model, count in zip(inputs, rejected, strict=True)
+        if count
     ]
     for kind, where in (("identical", identical), ("not_converged", stuck), ("alone", alone)):
         if where.any():

@@ -25,8 +25,7 @@ class Measures:
 
     NaN stands for a model that is no input of this tensor, and for what the record leaves out.
 
-    weights, norms, center_weights, recalled: [P, M] as recorded, but that an anchor, which recall
-    does not weigh, has NaN for a weight. distances: [P, M] from the center.
+    weights, norms, center_weights, recalled: [P, M] as recorded. distances: [P, M] from the center.
     gaps: [P, M, M] between the models. rejected: [M] problems in which a model was rejected.
     elements: of the whole tensor.
     """
@@ -81,7 +80,7 @@ def measure(record: Record) -> list[Measures]:
     Models are in the order of `models_of`.
     """
     index = {model: i for i, model in enumerate(models_of(record))}
-    measured = [_measure(line, index, _anchor(record, line)) for line in record.tensors]
+    measured = [_measure(line, index) for line in record.tensors]
     return sorted(measured, key=_order)
 
 
@@ -99,14 +98,7 @@ def _order(tensor: Measures) -> tuple[bool, int, str, str]:
     return (layer is None, layer or 0, kind, tensor.line.name)
 
 
-def _anchor(record: Record, line: TensorLine) -> str | None:
-    """The model that a tensor's recall starts from and does not weigh."""
-    options = record.header.parameters | line.parameters
-    anchored = options.get("center") == "anchor" and line.consensus == "recall"
-    return record.header.base if anchored else None
-
-
-def _measure(line: TensorLine, index: dict[str, int], anchor: str | None) -> Measures:
+def _measure(line: TensorLine, index: dict[str, int]) -> Measures:
     inputs = line.inputs or []
     columns = [index[model] for model in inputs]
     models, problems = len(index), len(line.weights)
@@ -119,9 +111,6 @@ def _measure(line: TensorLine, index: dict[str, int], anchor: str | None) -> Mea
             values[:, columns] = np.array(rows, dtype=np.float64)
         return values
 
-    weights = spread(line.weights)
-    if anchor in inputs:
-        weights[:, index[anchor]] = np.nan
     lengths = spread(line.residual_norms) / np.sqrt(elements / problems if problems else 1.0)
     cosines = np.full((problems, models, models), np.nan)
     if problems:
@@ -143,7 +132,7 @@ def _measure(line: TensorLine, index: dict[str, int], anchor: str | None) -> Mea
         line=line,
         place=place_of(line.name),
         elements=elements,
-        weights=weights,
+        weights=spread(line.weights),
         norms=spread(line.norms),
         center_weights=spread(line.center_weights),
         recalled=spread(line.recalled),
