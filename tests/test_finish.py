@@ -510,13 +510,41 @@ def test_the_card_names_each_input_and_the_method(place: Path) -> None:
     from mergekit_yoyo.finish.body import finished_card
     from mergekit_yoyo.finish.recipe import read_recipe
 
-    card, notes = finished_card("", "mine", read_recipe(place / "linear.yml"))
+    card, notes = finished_card("", "mine", read_recipe(place / "linear.yml"), {})
     assert "| `llama` (local) | apache-2.0 |" in card
     assert "| `llama-other` (local) | apache-2.0 |" in card
     assert "\n# mine\n" in card
     assert notes == []
     method = "by [Linear](https://arxiv.org/abs/2203.05482), made with"
     assert method in card
+
+
+def test_the_card_says_what_each_input_weighed(tmp_path: Path) -> None:
+    from mergekit_yoyo.record.reading import read_record
+
+    experts = Path(__file__).resolve().parent.parent / "examples" / "experts"
+    names = ("code", "german", "manual")
+    text = "merge_method: yoyo_fusion\nparameters: {report: ./out/record.jsonl}\nmodels:\n"
+    text += "".join(f"- model: {experts / name}\n" for name in names)
+    assert run_mergekit({tmp_path / "out": text}, tmp_path) == {tmp_path / "out": ""}
+    elements, total = 0, dict.fromkeys(names, 0.0)
+    for tensor in read_record(tmp_path / "out" / "record.jsonl").tensors:
+        size = torch.Size(tensor.shape).numel()
+        elements += size
+        for name, weight in zip(names, tensor.weights[0], strict=True):
+            assert weight is not None
+            total[name] += size * weight
+    for out in (None, tmp_path / "copy"):
+        folder = finish(plan_finish(tmp_path / "out"), output=out)
+        card = (folder / "README.md").read_text()
+        for name in names:
+            assert f"| `{name}` (local) | not stated | {total[name] / elements:.2f} |" in card
+        assert (folder / "record.jsonl").is_file()
+
+    (tmp_path / "out" / "record.jsonl").write_text("")
+    plan = plan_finish(tmp_path / "out")
+    assert "mean weight" not in plan.files["README.md"].decode()
+    assert any("what each input weighed" in note for note in plan.notes)
 
 
 def test_base_model_lists_hub_names_and_keeps_the_users(
@@ -534,7 +562,7 @@ def test_base_model_lists_hub_names_and_keeps_the_users(
     )
     # mergekit lists models/a as if it were a name on the Hub
     present = "---\nbase_model:\n- models/a\n- tiny/absent\n- my/own\ntags: mine\n---\n# T\n"
-    card, notes = finished_card(present, "mine", read_recipe(Path("two.yml")))
+    card, notes = finished_card(present, "mine", read_recipe(Path("two.yml")), {})
     metadata = read_metadata(card)
     assert metadata["base_model"] == ["tiny/absent", "my/own"]
     assert metadata["base_model_relation"] == "merge"

@@ -180,7 +180,7 @@ class _Group:
 class _Matrices(_Group):
     """Linear layers [B, outputs, inputs]: A_k = R_k^T R_k / ||R_k||^2 + (rho / inputs) I."""
 
-    max_rows = 1024
+    max_rows = 512
 
     def __init__(self, tensors: Sequence[Tensor], weighing: Weighing) -> None:
         super().__init__(tensors, weighing)
@@ -221,8 +221,10 @@ class _Matrices(_Group):
         return own
 
     def solve(self, total: Tensor) -> Tensor:
-        solution: Tensor = torch.cholesky_solve(total.transpose(1, 2), self.total)
-        return solution.transpose(1, 2)
+        lower = self.total  # L, of the sum L L^T
+        half = torch.linalg.solve_triangular(lower.transpose(1, 2), total, upper=True, left=False)
+        solution: Tensor = torch.linalg.solve_triangular(lower, half, upper=False, left=False)
+        return solution
 
     def condition(self) -> Tensor:
         ridge = self.trust.sum(0)[:, 0, 0] * (self.weighing.ridge / self.width)

@@ -21,9 +21,16 @@ _YOYO_SENTENCES = (
     "The weighted mean of the differences is added to the center, and the result gets the "
     "scale and norm of the inputs; no data, training or base model is needed."
 )
+_RECALL_SENTENCES = (
+    "Its consensus is recall: around a robust center, from which outliers are left out, what sets "
+    "each input apart counts where in the input space of the layer that input had moved, so that "
+    "each keeps what it learned; no data or training is needed."
+)
 
 
-def finished_card(present: str, name: str, recipe: Recipe) -> tuple[str, list[str]]:
+def finished_card(
+    present: str, name: str, recipe: Recipe, weights: Mapping[str, float]
+) -> tuple[str, list[str]]:
     """The model card of a merge, and notes on what could not be said in it.
 
     The front matter keeps what the user wrote and gains what it lacks; in the body only our
@@ -34,6 +41,7 @@ def finished_card(present: str, name: str, recipe: Recipe) -> tuple[str, list[st
         present: the card as it is, or an empty text.
         name: what the model will be called: title of a new card, name in its examples.
         recipe: the merge YAML.
+        weights: what each input weighed, by name; of those that are known.
 
     Raises:
         YoyoError: the card as it is has front matter or markers that cannot be read.
@@ -64,7 +72,7 @@ def finished_card(present: str, name: str, recipe: Recipe) -> tuple[str, list[st
         if key in carried.metadata and key not in metadata:
             changes[key] = carried.metadata[key]
     card = cards.update_metadata(_without_mergekits_body(present, recipe, name), changes)
-    section = _section(name, recipe, carried.licenses)
+    section = _section(name, recipe, carried.licenses, weights)
     card = cards.write_section(card, SECTION, section)
     return card, notes + ([] if "license" in metadata else carried.notes)
 
@@ -74,8 +82,15 @@ def upload_command(folder: Path) -> str:
     return f"hf upload YOUR-NAME/{folder.resolve().name} {shlex.quote(str(folder))} ."
 
 
-def _section(name: str, recipe: Recipe, licenses: Mapping[str, str | None]) -> str:
+def _section(
+    name: str,
+    recipe: Recipe,
+    licenses: Mapping[str, str | None],
+    weights: Mapping[str, float],
+) -> str:
     rows = ["| model | license |", "|---|---|"]
+    if weights:
+        rows = ["| model | license | mean weight |", "|---|---|---:|"]
     for model in recipe.inputs:
         # A local folder is of no use to a reader, and its path may be nobody's business.
         shown = (
@@ -84,13 +99,19 @@ def _section(name: str, recipe: Recipe, licenses: Mapping[str, str | None]) -> s
             else (f"`{Path(model.path).name}` (local)")
         )
         shown += " (base)" if model == recipe.base else ""
-        rows.append(f"| {shown} | {licenses[str(model)] or 'not stated'} |")
+        row = f"| {shown} | {licenses[str(model)] or 'not stated'} |"
+        if weights:
+            weight = weights.get(str(model))
+            row += " |" if weight is None else f" {weight:.2f} |"
+        rows.append(row)
+    if weights:
+        rows += ["", "Mean weight over all elements: 1 is full trust, 0 is rejected."]
     versions = " ".join(f"{package}=={version(package).split('+')[0]}" for package in _PACKAGES)
     return "\n".join(
         [
             "## How it was made",
             "",
-            _method(recipe.method),
+            _method(recipe),
             "",
             *rows,
             "",
@@ -124,10 +145,11 @@ def _section(name: str, recipe: Recipe, licenses: Mapping[str, str | None]) -> s
     )
 
 
-def _method(name: str) -> str:
+def _method(recipe: Recipe) -> str:
     """What the merge method is, with its reference from mergekit's registry."""
     from mergekit import merge_methods
 
+    name = recipe.method
     try:
         spec = merge_methods.get(name).spec
         title, url = spec.pretty_name or name, (spec.reference_url or "").strip()
@@ -138,7 +160,10 @@ def _method(name: str) -> str:
         f"This is a merge of the models below by {shown}, made with "
         "[mergekit](https://github.com/arcee-ai/mergekit)."
     )
-    return f"{made} {_YOYO_SENTENCES}" if name == "yoyo_fusion" else made
+    if name != "yoyo_fusion":
+        return made
+    recalls = (recipe.config.parameters or {}).get("consensus") == "recall"
+    return f"{made} {_RECALL_SENTENCES if recalls else _YOYO_SENTENCES}"
 
 
 def _metadata_of(model: ModelName) -> dict[str, Any] | None:

@@ -153,13 +153,13 @@ def _matching_input(recipe: Recipe, merge: Path) -> ModelName:
     """The first input from which mergekit can have taken config and tokenizer."""
     if not (merge / "config.json").is_file():  # the run died before it took either
         return recipe.inputs[0]
-    merged = _comparable(merge)
+    merged = comparable_config(merge)
     differing = []
     for name in recipe.inputs:
         folder = locate(name)
         if not (folder / "config.json").is_file():  # a LoRA adapter
             continue
-        if _comparable(folder) != merged:
+        if comparable_config(folder) != merged:
             differing.append(f"{name} (config)")
         elif not recipe.builds_tokenizer and not same_tokenizer(folder, merge):
             differing.append(f"{name} (tokenizer)")
@@ -172,7 +172,7 @@ def _matching_input(recipe: Recipe, merge: Path) -> ModelName:
     )
 
 
-def _comparable(folder: Path) -> dict[str, Any]:
+def comparable_config(folder: Path) -> dict[str, Any]:
     """A config as transformers reads it, without what merging changes."""
     values: Mapping[str, Any] = load_config(folder).to_dict()
     length = values.get("num_hidden_layers")

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from mergekit_yoyo.errors import YoyoError
 
 if TYPE_CHECKING:
+    from mergekit.common import ModelReference
     from mergekit.config import MergeConfiguration, OutputSliceDefinition
 
 RECIPE_FILE = "mergekit_config.yml"
@@ -94,15 +95,22 @@ def read_recipe(file: Path) -> Recipe:
     return Recipe(text, config, _inputs(config))
 
 
-def _inputs(config: "MergeConfiguration") -> list[ModelName]:
-    """All models that go in, in the order of the YAML; LoRA adapters after their models."""
-    references = [model.model for model in config.models or []]
+def references(config: "MergeConfiguration") -> "list[ModelReference]":
+    """All models of a merge, in the order of the YAML, base_model last unless it is listed."""
+    found = [model.model for model in config.models or []]
     parts = list(config.slices or [])
     for module in (config.modules or {}).values():
-        references += [model.model for model in module.models or []]
+        found += [model.model for model in module.models or []]
         parts += module.slices or []
-    references += [source.model for part in parts for source in part.sources]
+    found += [source.model for part in parts for source in part.sources]
     if config.base_model is not None:
-        references.append(config.base_model)
-    paths = [path for ref in references for path in (ref.model, ref.lora) if path is not None]
+        found.append(config.base_model)
+    return list(dict.fromkeys(found))
+
+
+def _inputs(config: "MergeConfiguration") -> list[ModelName]:
+    """All models that go in, in the order of the YAML; LoRA adapters after their models."""
+    paths = [
+        path for ref in references(config) for path in (ref.model, ref.lora) if path is not None
+    ]
     return list(dict.fromkeys(ModelName(path.path, path.revision) for path in paths))

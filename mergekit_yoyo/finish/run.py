@@ -37,6 +37,7 @@ from mergekit_yoyo.finish.donor_check import (
 )
 from mergekit_yoyo.finish.layout import LayoutPlan, config_from, plan_layout
 from mergekit_yoyo.finish.recipe import RECIPE_FILE, Recipe, read_recipe
+from mergekit_yoyo.finish.weighed import weights_of
 from mergekit_yoyo.finish.weights import (
     DEFAULT_SHARD_SIZE,
     INDEX_FILE,
@@ -130,12 +131,13 @@ def plan_finish(
     files |= _generation_settings(merge, source.folder, files.get(GENERATION_FILE))
     if not (merge / RECIPE_FILE).is_file():
         files[RECIPE_FILE] = recipe.text.encode()
+    weights, weight_notes = weights_of(merge, recipe)
     card, card_notes = finished_card(
-        cards.read_card(merge / "README.md"), name or merge.resolve().name, recipe
+        cards.read_card(merge / "README.md"), name or merge.resolve().name, recipe, weights
     )
     cards.check_card(card)
     files["README.md"] = card.encode()
-    notes += card_notes
+    notes += card_notes + weight_notes
     differences = layout_difference(layout) + _file_differences(merge, files)
     return FinishPlan(merge, source, layout, files, differences, notes)
 

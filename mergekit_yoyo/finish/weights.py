@@ -22,7 +22,7 @@ DEFAULT_SHARD_SIZE = "5GB"  # of the Hub and of transformers before version 5
 
 # The names that the safetensors format has for dtypes, in the order in which it stores them: wide
 # ones first keeps every tensor aligned.
-_DTYPES = {
+DTYPES = {
     "I64": torch.int64,
     "F64": torch.float64,
     "F32": torch.float32,
@@ -36,7 +36,7 @@ _DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 @dataclass(frozen=True)
@@ -128,10 +128,10 @@ def read_header(file: Path) -> Iterator[tuple[str, TensorInfo]]:
             for name in opened.keys():  # noqa: SIM118 -- not a dictionary
                 part = opened.get_slice(name)
                 dtype = part.get_dtype()
-                if dtype not in _DTYPES:
+                if dtype not in DTYPES:
                     raise YoyoError(f"{file}: {name} has dtype {dtype}, which is not supported.")
-                yield name, TensorInfo(tuple(part.get_shape()), _DTYPES[dtype])
-    except (OSError, SafetensorError) as error:
+                yield name, TensorInfo(tuple(part.get_shape()), DTYPES[dtype])
+    except (OSError, RuntimeError, SafetensorError) as error:  # RuntimeError: no room to map it
         raise YoyoError(f"{file}: this safetensors file cannot be read: {error}") from None
 
 

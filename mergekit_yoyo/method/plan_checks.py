@@ -97,15 +97,15 @@ def check_task() -> None:
         frame = frame.f_back
         task = frame.f_locals.get("self")
         if isinstance(task, ExecuteMergeMethodTask):
-            _check_all_models_gathered(task)
+            check_all_models_gathered(task)
             _check_anchor(task)
             _plan_record(task)
             return
 
 
-def _check_all_models_gathered(task: Any) -> None:
+def check_all_models_gathered(task: Any) -> None:
     """mergekit counts the inputs of head and final norm by the first slice, not by the last."""
-    gathered = _gathered_weights(task)
+    gathered = gathered_weights(task)
     if gathered is None or len(gathered) >= len(task.model_order):
         return
     raise PlanError(
@@ -151,7 +151,7 @@ def _plan_record(task: Any) -> None:
 def _has_weight(task: Any, model: ModelReference) -> bool:
     from mergekit.io.tasks import LoaderCache
 
-    weights, loader = _gathered_weights(task), LoaderCache().loaders.get(model)
+    weights, loader = gathered_weights(task), LoaderCache().loaders.get(model)
     if weights is None or loader is None:
         return True  # not a checkpoint on disk: the merge itself will tell
     weight = weights[model]
@@ -159,7 +159,7 @@ def _has_weight(task: Any, model: ModelReference) -> bool:
     return any(name in loader.index.tensor_paths for name in names)
 
 
-def _gathered_weights(task: Any) -> dict[ModelReference, Any] | None:
+def gathered_weights(task: Any) -> dict[ModelReference, Any] | None:
     gather = task.gather_tensors
     gather = getattr(gather, "gather_tensors", gather)  # under a change of vocabulary
     weights = getattr(gather, "weight_info", None)

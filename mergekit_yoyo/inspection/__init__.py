@@ -1,0 +1,6 @@
+"""A look at a merge before it is run: `inspect`."""
+
+from mergekit_yoyo.inspection.remark import Level
+from mergekit_yoyo.inspection.run import Inspection, Reading, inspect
+
+__all__ = ["Inspection", "Level", "Reading", "inspect"]

@@ -1,0 +1,184 @@
+"""Whether the inputs are of one kind: architecture, config values, dtypes, heads, tensor names."""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mergekit_yoyo.errors import YoyoError
+from mergekit_yoyo.finish.donor import comparable_config
+from mergekit_yoyo.finish.donor_check import any_layer
+from mergekit_yoyo.finish.layout import load_config
+from mergekit_yoyo.finish.recipe import Recipe
+from mergekit_yoyo.finish.weights import main_dtype
+from mergekit_yoyo.inspection.inputs import Input
+from mergekit_yoyo.inspection.remark import Remark, by_value, error, note, some, warning
+
+HEADS = ("lm_head.weight", "embed_out.weight")
+# Config keys that do not change what a model computes.
+_HARMLESS = {
+    *("use_cache", "initializer_range", "pretraining_tp", "architectures", "return_dict"),
+    *("output_attentions", "output_hidden_states", "id2label", "label2id", "problem_type"),
+    *("attention_dropout", "hidden_dropout", "max_window_layers", "chunk_size_feed_forward"),
+}
+_TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+
+
+def check_architectures(inputs: Sequence[Input], recipe: Recipe) -> list[Remark]:
+    """What keeps mergekit from planning: models of several kinds, or of several depths."""
+    remarks = []
+    for item in inputs:
+        if len(item.config.get("architectures") or []) != 1:
+            named = item.config.get("architectures")
+            remarks.append(
+                error(
+                    f"{item}: mergekit needs one name in architectures of config.json; got {named}."
+                )
+            )
+        try:
+            load_config(item.folder)
+        except YoyoError as wrong:
+            remarks.append(error(f"{item}: {wrong}"))
+    for key in ("model_type", "architectures"):
+        values = [(_word(item.config.get(key)), str(item)) for item in inputs]
+        if len(dict(values)) > 1:
+            remarks.append(
+                error(
+                    f"{key} differs: {by_value(values)}. mergekit merges models of one "
+                    "architecture only."
+                )
+            )
+            break
+    if recipe.config.models and not remarks:
+        depths = [(item.text_config.get("num_hidden_layers"), str(item)) for item in inputs]
+        if len(dict(depths)) > 1:
+            remarks.append(
+                error(
+                    f"numbers of layers differ: {by_value(depths)}. Say with `slices:` which "
+                    "layers go together."
+                )
+            )
+    return remarks
+
+
+def check_configs(inputs: Sequence[Input]) -> list[Remark]:
+    """Config values and special token ids that differ between inputs of one architecture."""
+    remarks = []
+    configs = [(_flat(comparable_config(item.folder)), str(item)) for item in inputs]
+    keys = dict.fromkeys(key for config, _ in configs for key in config)
+    differing = [key for key in keys if len({_word(c.get(key)) for c, _ in configs}) > 1]
+    for key in differing:
+        values = by_value((_word(config.get(key)), model) for config, model in configs)
+        what = "config"
+        if "rope" in key:
+            what = "rope: their attention is made for other positions"
+        remarks.append(warning(f"{key} differs ({what}): {values}"))
+    for key in _TOKEN_IDS:
+        ids = [
+            (_word(item.text_config.get(key, item.config.get(key))), str(item)) for item in inputs
+        ]
+        if len(dict(ids)) > 1:
+            remarks.append(warning(f"{key} differs (special token): {by_value(ids)}"))
+    return remarks
+
+
+def check_dtypes(inputs: Sequence[Input], recipe: Recipe) -> list[Remark]:
+    """Inputs whose weights are of different dtypes."""
+    dtypes = []
+    for item in inputs:
+        infos = {name: info for name, info in item.tensors.items() if info is not None}
+        if infos:
+            dtypes.append((str(main_dtype(infos)).removeprefix("torch."), str(item)))
+    if len({dtype for dtype, _ in dtypes}) < 2:
+        return []
+    config = recipe.config
+    became = config.out_dtype or config.dtype
+    end = (
+        f"the merge will be in {became}"
+        if became
+        else "without `dtype:` each tensor gets the widest"
+    )
+    return [warning(f"dtypes of the weights differ: {by_value(dtypes)}; {end}")]
+
+
+def check_heads(inputs: Sequence[Input], recipe: Recipe) -> list[Remark]:
+    """Inputs of which some have an output head of their own and some tie it to the embedding."""
+    own = [item for item in inputs if _has_head(item)]
+    tied = {str(item): _is_tied(item) for item in inputs}
+    remarks = [
+        warning(f"{item}: no output head, and its config does not tie one (tie_word_embeddings)")
+        for item in inputs
+        if not _has_head(item) and not tied[str(item)]
+    ]
+    if own and len(own) < len(inputs):
+        without = [str(item) for item in inputs if not _has_head(item)]
+        text = (
+            f"{some(own)}: an output head of its own, and {some(without)} tied to the embedding: "
+            "the merge gets a head made of both"
+        )
+        donor = str(recipe.config.base_model) if recipe.config.base_model else None
+        if donor is None or tied.get(donor):
+            text += (
+                ", which the tied config of its donor makes loaders ignore; "
+                "`mergekit-yoyo finish` unties it"
+            )
+        remarks.append(warning(text))
+    elif len(set(tied.values())) > 1:
+        flags = by_value((value, model) for model, value in tied.items())
+        remarks.append(warning(f"tie_word_embeddings differs: {flags}"))
+    return remarks
+
+
+def check_tensor_names(inputs: Sequence[Input]) -> list[Remark]:
+    """Tensors that some inputs have and others lack, layers and experts put together."""
+    names = {str(item): {_pattern(name) for name in item.tensors} for item in inputs}
+    everywhere = set[str].intersection(*names.values())
+    extra: dict[tuple[str, ...], list[str]] = defaultdict(list)
+    for name in dict.fromkeys(name for model in names for name in sorted(names[model])):
+        if name not in everywhere and not name.endswith(HEADS):
+            extra[tuple(model for model in names if name in names[model])].append(name)
+    return [
+        warning(f"not in all inputs: {some(found)} (only in {some(models)})")
+        for models, found in extra.items()
+    ]
+
+
+def donor_remark(recipe: Recipe, differs: bool) -> Remark:
+    """Who gives the merge its config and tokenizer."""
+    built = ", the tokenizer is built" if recipe.builds_tokenizer else ""
+    what = "config" if built else "config and tokenizer"
+    if recipe.base is not None:
+        return note(f"donor: {what} come from {recipe.base} (base_model){built}")
+    if not differs:
+        return note(f"donor: {what} come from any of the inputs, which agree in them{built}")
+    return warning(
+        f"donor: without base_model mergekit takes {what} from inputs in random order, and they "
+        f"differ{built}. Name one as base_model."
+    )
+
+
+def _is_tied(item: Input) -> bool:
+    return bool(load_config(item.folder).get_text_config().tie_word_embeddings)
+
+
+def _has_head(item: Input) -> bool:
+    return any(name.endswith(HEADS) for name in item.tensors)
+
+
+def _pattern(name: str) -> str:
+    return ".".join("*" if part.isdigit() else part for part in any_layer(name).split("."))
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{key}.")
+        elif key not in _HARMLESS:
+            flat[f"{prefix}{key}"] = value
+    return {key: value for key, value in flat.items() if key not in _TOKEN_IDS}
+
+
+def _word(value: Any) -> str:
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -1,0 +1,191 @@
+"""The models of a merge, looked at through their small files: config and tensor headers."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from huggingface_hub import HfApi, constants, get_safetensors_metadata
+
+from mergekit_yoyo.errors import YoyoError
+from mergekit_yoyo.finish.donor import Donor, locate
+from mergekit_yoyo.finish.recipe import ModelName, Recipe, references
+from mergekit_yoyo.finish.weights import DTYPES, TensorInfo, main_dtype, read_index, read_json
+from mergekit_yoyo.inspection.remark import Remark, error, warning
+from mergekit_yoyo.staging import format_bytes
+
+if TYPE_CHECKING:
+    from mergekit.common import ModelReference
+
+_INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+_WHOLE_FILES = ("model.safetensors", "pytorch_model.bin")
+
+
+@dataclass(frozen=True)
+class Input:
+    """One model. tensors: without shape and dtype where only names are at hand.
+
+    missing_bytes: of its weights, what is still to be downloaded; None: everything is here.
+    """
+
+    reference: "ModelReference"
+    folder: Path
+    config: dict[str, Any]
+    tensors: dict[str, TensorInfo | None]
+    missing_bytes: int | None = None
+
+    def __str__(self) -> str:
+        return str(self.reference)
+
+    @property
+    def text_config(self) -> dict[str, Any]:
+        """The part of its config.json that describes the language model."""
+        text: dict[str, Any] = self.config.get("text_config") or self.config
+        return text
+
+    @property
+    def summary(self) -> str:
+        """Kind, depth, size and dtype of the model."""
+        layers = self.text_config.get("num_hidden_layers")
+        parts = [str(self.config.get("model_type")), f"{layers} layers" if layers else ""]
+        infos = {name: info for name, info in self.tensors.items() if info is not None}
+        if infos:
+            count = sum(torch.Size(info.shape).numel() for info in infos.values())
+            dtype = str(main_dtype(infos)).removeprefix("torch.")
+            parts += [f"{count:,} parameters", dtype]
+        if self.missing_bytes is not None:
+            parts.append(f"{format_bytes(self.missing_bytes)} to download")
+        return ", ".join(filter(None, parts))
+
+
+def find_inputs(recipe: Recipe) -> tuple[list[Input], list[Remark]]:
+    """All models that go in, in the order of the YAML, and what is wrong with the way there.
+
+    Of models on the Hub that are not in its cache, small files are downloaded, and headers asked
+    for, but no weights.
+    """
+    found: list[Input] = []
+    remarks: list[Remark] = []
+    for reference in references(recipe.config):
+        paths = [path for path in (reference.model, reference.lora) if path is not None]
+        names = [ModelName(path.path, path.revision) for path in paths]
+        try:
+            if reference.lora is not None:
+                _folder(names[1])
+                remarks.append(
+                    warning(
+                        f"{reference}: mergekit needs --lora-merge-cache for a LoRA adapter; "
+                        "inspect looks at the model without it, and at no weights"
+                    )
+                )
+            found.append(_look_at(reference, names[0]))
+            remarks += [remark for name in names for remark in _check_name(name)]
+        except YoyoError as wrong:
+            remarks.append(error(str(wrong)))
+    tokenizer = recipe.config.tokenizer
+    source = tokenizer.source if tokenizer else recipe.config.tokenizer_source
+    path = getattr(source, "model", None)
+    if path is not None and source not in references(recipe.config):
+        try:
+            _folder(ModelName(path.path, path.revision))
+        except YoyoError as wrong:
+            remarks.append(error(f"tokenizer source: {wrong}"))
+    return found, remarks
+
+
+def _look_at(reference: "ModelReference", name: ModelName) -> Input:
+    folder = _folder(name)
+    if not (folder / "config.json").is_file():
+        raise YoyoError(f"{name}: there is no config.json in {folder}: this is no model folder.")
+    config = read_json(folder / "config.json")
+    if _is_whole(folder):
+        return Input(reference, folder, config, Donor(name, folder, None).tensors())
+    if not name.on_hub:
+        raise YoyoError(
+            f"{name}: its weights are incomplete: mergekit looks for {' or '.join(_WHOLE_FILES)}, "
+            "or one with .index.json and all the files it lists. Copy or download them again."
+        )
+    if constants.HF_HUB_OFFLINE:
+        raise YoyoError(
+            f"{name}: its weights are not all in the Hub cache, and we are offline. Go online, or "
+            f"download it first: hf download {name}"
+        )
+    tensors, size = _headers_on_hub(name)
+    return Input(reference, folder, config, tensors, size)
+
+
+def _folder(name: ModelName) -> Path:
+    if name.path.startswith("~"):
+        raise YoyoError(f"{name}: mergekit does not expand `~`. Write the whole path.")
+    if Path(name.path).is_dir():
+        return Path(name.path)
+    if not name.on_hub:
+        raise YoyoError(
+            f"{name}: there is no such folder. Relative paths start at {Path.cwd()}, where the "
+            "merge is run."
+        )
+    try:
+        return locate(name)
+    except YoyoError:
+        raise YoyoError(
+            f"{name}: neither a folder (relative paths start at {Path.cwd()}) nor a model of the "
+            f"Hub that can be reached{' offline' if constants.HF_HUB_OFFLINE else ''}. Check the "
+            "spelling; gated models need `hf auth login`."
+        ) from None
+
+
+def _check_name(name: ModelName) -> list[Remark]:
+    """What mergekit makes of the name of a model when it writes the card, or downloads."""
+    path = name.path
+    if name.on_hub:
+        if constants.HF_HUB_OFFLINE:
+            return [
+                error(
+                    f"{name}: offline, mergekit does not merge models by their Hub name, even from "
+                    "the cache. Give the folder of its snapshot, or go online."
+                )
+            ]
+        return []
+    if path.startswith(("/", "~", "./", "../")) or path.count("/") > 1 or not Path(path).is_dir():
+        return []
+    safe = f"Write ./{path}."
+    if constants.HF_HUB_OFFLINE:
+        return [
+            error(
+                f"{name}: mergekit takes this path for a Hub name when it writes the card, and "
+                f"dies offline after the weights. {safe}"
+            )
+        ]
+    return [
+        warning(
+            f"{name}: mergekit may take this path for a Hub name, and asks the Hub when it writes "
+            f"the card. {safe}"
+        )
+    ]
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether all weight files are here that mergekit would read."""
+    for single, index in zip(_WHOLE_FILES, _INDEX_FILES, strict=True):
+        if (folder / index).is_file():
+            files = set(read_index(folder / index).values())
+            return all((folder / file).is_file() for file in files)
+        if (folder / single).is_file():
+            return True
+    return False
+
+
+def _headers_on_hub(name: ModelName) -> tuple[dict[str, TensorInfo | None], int]:
+    try:
+        metadata = get_safetensors_metadata(name.path, revision=name.revision)
+        files = HfApi().model_info(name.path, revision=name.revision, files_metadata=True).siblings
+    except Exception as wrong:  # of many kinds: no safetensors, no network, no permission
+        raise YoyoError(f"{name}: the headers of its weights cannot be read: {wrong}") from None
+    tensors: dict[str, TensorInfo | None] = {}
+    for header in metadata.files_metadata.values():
+        for tensor, info in header.tensors.items():
+            known = info.dtype in DTYPES
+            shape = tuple(info.shape)
+            tensors[tensor] = TensorInfo(shape, DTYPES[info.dtype]) if known else None
+    sizes = [file.size or 0 for file in files or [] if file.rfilename.endswith(".safetensors")]
+    return tensors, sum(sizes)

@@ -1,0 +1,214 @@
+"""The merge as mergekit itself plans it, and what its plan would do without a word.
+
+mergekit's planner runs on the inputs as they lie on disk (or on their headers, for models that are
+not downloaded yet). What it refuses is an error here. What it accepts is held against the headers:
+tensors that are missing, shapes that differ, heads and norms made of fewer models than the rest.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from mergekit.architecture import WeightInfo, get_architecture_info
+from mergekit.architecture.conversion import can_convert_checkpoint_keys, convert_checkpoint_tensors
+from mergekit.common import ModelReference, dtype_from_name
+from mergekit.config import MergeConfiguration
+from mergekit.graph import Task
+from mergekit.io.tasks import SaveTensor
+from mergekit.merge import _model_out_config
+from mergekit.merge_methods.task_adapter import ExecuteMergeMethodTask
+from mergekit.options import MergeOptions
+from mergekit.plan import MergePlanner
+from pydantic import BaseModel, ValidationError
+
+from mergekit_yoyo.errors import YoyoError
+from mergekit_yoyo.finish.recipe import Recipe
+from mergekit_yoyo.finish.weights import TensorInfo
+from mergekit_yoyo.inspection.inputs import Input
+from mergekit_yoyo.inspection.located import Located
+from mergekit_yoyo.inspection.remark import Remark, error, some, warning
+from mergekit_yoyo.inspection.settings import filters_of, settings_of
+from mergekit_yoyo.method.plan_checks import (
+    check_all_models_gathered,
+    gathered_weights,
+)
+from mergekit_yoyo.method.refusal import PlanError
+
+REFUSED = "mergekit refuses the merge: "
+_LAYER = re.compile(r"\.\d+\.")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """mergekit's plan: the task of each tensor, and all targets that a run would execute.
+
+    settings: the transformers config that would be saved. loaded: what a task's model hands over
+    for a weight; None where only its name is known.
+    """
+
+    config: MergeConfiguration
+    settings: Any
+    tasks: list[ExecuteMergeMethodTask]
+    targets: list[Task]
+    loaded: dict[tuple[ModelReference, str], TensorInfo | None]
+
+    def inputs_of(self, task: ExecuteMergeMethodTask) -> dict[ModelReference, TensorInfo | None]:
+        """The tensors that a task gets, by model, in the merge's order."""
+        weights = gathered_weights(task) or {}
+        return {
+            model: self.loaded[model, weights[model].name]
+            for model in task.model_order
+            if model in weights and (model, weights[model].name) in self.loaded
+        }
+
+    def output_of(self, task: ExecuteMergeMethodTask) -> TensorInfo | None:
+        """Shape and dtype of what is saved, as far as headers tell."""
+        infos = [info for info in self.inputs_of(task).values() if info is not None]
+        if not infos:
+            return None
+        name = task.output_weight.force_dtype or self.config.out_dtype or self.config.dtype
+        dtype = dtype_from_name(name) or infos[0].dtype
+        if name is None:
+            for info in infos:
+                dtype = torch.promote_types(dtype, info.dtype)
+        return TensorInfo(max(info.shape for info in infos), dtype)
+
+
+def plan_merge(
+    recipe: Recipe, inputs: Sequence[Input], models: Mapping[ModelReference, Located]
+) -> Plan:
+    """Let mergekit plan the merge; no tensor is read and nothing is written.
+
+    Raises:
+        YoyoError: mergekit refuses the merge, with its reason.
+    """
+    config: MergeConfiguration = _with_models(recipe.config, models)
+    options = MergeOptions()
+    try:
+        for name in (config.dtype, config.out_dtype):
+            dtype_from_name(name)  # which mergekit asks when it reads the first tensor
+        architecture = get_architecture_info(config, options)
+        settings = _model_out_config(config, architecture)
+        planner = MergePlanner(config, architecture, options, settings)
+        targets = planner.plan_to_disk("unwritten")
+    except ValidationError as wrong:
+        reasons = "; ".join(str(detail["msg"]) for detail in wrong.errors())
+        raise YoyoError(REFUSED + reasons) from None
+    except Exception as wrong:  # of any kind: methods and architectures have their own checks
+        raise YoyoError(f"{REFUSED}{wrong}") from None
+    tasks = [target.tensor_task for target in targets if isinstance(target, SaveTensor)]
+    folders = {item.folder: item for item in inputs}
+    loaded = {}
+    for task in tasks:
+        for model, weight in (gathered_weights(task) or {}).items():
+            found, info = _loaded(folders[model.folder], weight)
+            if found:
+                loaded[model, weight.name] = info
+    return Plan(config, settings, tasks, targets, loaded)
+
+
+def check_plan(plan: Plan) -> list[Remark]:
+    """What the plan would do wrong, or die of while it runs."""
+    missing: dict[str, list[str]] = {}
+    shapes = []
+    vocabulary = False
+    for task in plan.tasks:
+        if task.method_name != "yoyo_fusion":  # which refuses this itself
+            try:
+                check_all_models_gathered(task)
+            except PlanError as wrong:
+                return [error(str(wrong))]
+        for model, weight in (gathered_weights(task) or {}).items():
+            if (model, weight.name) not in plan.loaded and not weight.optional:
+                missing.setdefault(str(model), []).append(weight.name)
+        infos = {model: info for model, info in plan.inputs_of(task).items() if info is not None}
+        axis = task.output_weight.vocabulary_axis
+        built = plan.config.tokenizer or plan.config.tokenizer_source
+        kinds = {_without(info.shape, axis if built else None) for info in infos.values()}
+        if len(kinds) > 1:
+            named = ", ".join(f"{list(info.shape)} in {model}" for model, info in infos.items())
+            shapes.append(f"{task.output_weight.name} is {named}")
+            vocabulary |= axis is not None
+    remarks = [
+        error(f"{model}: lacks {some(names)}, which the merge needs")
+        for model, names in missing.items()
+    ]
+    if shapes:
+        hint = " For the vocabulary, add `tokenizer: {source: union}`." if vocabulary else ""
+        remarks.append(error(f"shapes differ: {some(shapes)}.{hint}"))
+    try:
+        plan.settings.validate()
+    except Exception as wrong:  # validators of many kinds
+        reason = str(wrong).splitlines()[-1].strip()
+        remarks.append(
+            error(
+                f"config.json of the merge: {reason}: mergekit dies after the weights. "
+                "`mergekit-yoyo finish --config` rescues such a merge."
+            )
+        )
+    return remarks
+
+
+def check_filters(recipe: Recipe, plan: Plan) -> list[Remark]:
+    """Filters that match no tensor of the merge."""
+    names = {weight.name for t in plan.tasks for weight in (gathered_weights(t) or {}).values()}
+    names |= {task.output_weight.name for task in plan.tasks}
+    return [
+        warning(f"{place}: {name}: the filter {text} matches no tensor of this merge")
+        for place, _, name, value in settings_of(recipe.config)
+        for text in filters_of(value)
+        if text != "*" and not any(text in tensor for tensor in names)
+    ]
+
+
+def _with_models(value: Any, models: Mapping[ModelReference, Located]) -> Any:
+    """A part of mergekit's configuration, with its models replaced."""
+    if isinstance(value, ModelReference):
+        return models.get(value, value)
+    if isinstance(value, BaseModel):
+        fields = {name: _with_models(getattr(value, name), models) for name in _fields(value)}
+        return value.model_copy(update=fields)
+    if isinstance(value, dict):
+        return {key: _with_models(item, models) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_with_models(item, models) for item in value]
+    return value
+
+
+def _fields(value: BaseModel) -> list[str]:
+    return list(type(value).model_fields)
+
+
+def _loaded(item: Input, weight: WeightInfo) -> tuple[bool, TensorInfo | None]:
+    """Whether mergekit finds a weight in a model, and what it loads, as far as headers tell."""
+    for name in (weight.name, *(weight.aliases or ()), *(weight.tied_names or ())):
+        if name in item.tensors:
+            return True, item.tensors[name]
+    kind = str(item.config["model_type"])
+    for target in (weight.name, *(weight.aliases or ())):
+        names = _same_layer(target, item.tensors)
+        infos = {name: info for name in names if (info := item.tensors[name]) is not None}
+        if len(infos) < len(names):
+            if can_convert_checkpoint_keys(kind, set(names), target):
+                return True, None
+            continue
+        empty = {
+            name: torch.empty(info.shape, dtype=info.dtype, device="meta")
+            for name, info in infos.items()
+        }
+        tensor = convert_checkpoint_tensors(kind, empty, target)
+        if tensor is not None:
+            return True, TensorInfo(tuple(tensor.shape), tensor.dtype)
+    return False, None
+
+
+def _same_layer(target: str, names: Mapping[str, object]) -> list[str]:
+    """Names of the layer of `target`: conversions never cross layers, and matching is slow."""
+    layer = _LAYER.search(target)
+    return [name for name in names if layer is None or layer[0] in name]
+
+
+def _without(shape: tuple[int, ...], axis: int | None) -> tuple[int, ...]:
+    return shape if axis is None else shape[:axis] + shape[axis + 1 :]

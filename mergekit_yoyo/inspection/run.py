@@ -1,0 +1,151 @@
+"""The look before a merge, in the order in which things can go wrong. Nothing is written."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mergekit_yoyo.errors import YoyoError
+from mergekit_yoyo.finish.recipe import Recipe, read_recipe, references
+from mergekit_yoyo.inspection.distances import TensorDistances, distances_of
+from mergekit_yoyo.inspection.fit import (
+    check_architectures,
+    check_configs,
+    check_dtypes,
+    check_heads,
+    check_tensor_names,
+    donor_remark,
+)
+from mergekit_yoyo.inspection.inputs import Input, find_inputs
+from mergekit_yoyo.inspection.located import Located, check_quantized, download, located, quiet
+from mergekit_yoyo.inspection.outliers import check_looks
+from mergekit_yoyo.inspection.planning import (
+    REFUSED,
+    Plan,
+    check_filters,
+    check_plan,
+    plan_merge,
+)
+from mergekit_yoyo.inspection.remark import Level, Remark, error
+from mergekit_yoyo.inspection.resources import check_disk, check_memory
+from mergekit_yoyo.inspection.settings import check_settings, method_of
+from mergekit_yoyo.inspection.vocabulary import check_templates, check_tokenizers
+from mergekit_yoyo.inspection.weights import Look, look_at_weights
+
+if TYPE_CHECKING:
+    from mergekit.common import ModelReference
+
+
+@dataclass(frozen=True)
+class Reading:
+    """The weights: what was seen of each tensor, and the distances where several models meet."""
+
+    looks: list[Look]
+    tensors: list[TensorDistances]
+
+
+@dataclass
+class Inspection:
+    """What was found. plan, reading: None if mergekit made no plan, or no weights were read."""
+
+    recipe: Recipe
+    inputs: list[Input] = field(default_factory=list)
+    remarks: list[Remark] = field(default_factory=list)
+    plan: Plan | None = None
+    reading: Reading | None = None
+
+    def of_level(self, level: Level) -> list[str]:
+        """The remarks of a level, each once."""
+        return list(dict.fromkeys(text for kind, text in self.remarks if kind == level))
+
+    @property
+    def failed(self) -> bool:
+        """Whether the merge would fail, or not be what the YAML says."""
+        return bool(self.of_level("error"))
+
+
+def inspect(
+    file: Path,
+    *,
+    quick: bool = False,
+    output: Path = Path(),
+    progress: Callable[[int, int], None] | None = None,
+) -> Inspection:
+    """Look at a merge before it is run.
+
+    Args:
+        file: the merge YAML, for mergekit-yaml.
+        quick: stop before the weights, and download only small files.
+        output: where the merge would be written: whose disk is asked for space.
+        progress: called with the number of tensors read, and of all.
+
+    Raises:
+        YoyoError: the file cannot be read, or is no merge YAML.
+    """
+    recipe = read_recipe(file)
+    seen = Inspection(recipe)
+    with quiet():
+        seen.remarks += check_settings(recipe)
+        seen.inputs, found = find_inputs(recipe)
+        seen.remarks += found
+        if len(seen.inputs) < len(references(recipe.config)):
+            return seen
+        with located(seen.inputs) as models:
+            if _check_inputs(seen, models):
+                _check_merge(seen, models, output)
+            adapters = any(item.reference.lora for item in seen.inputs)
+            if seen.plan and not (quick or adapters or seen.failed):
+                _read_weights(seen, seen.plan, models, progress)
+    return seen
+
+
+def _check_inputs(seen: Inspection, models: Mapping["ModelReference", Located]) -> bool:
+    """Compare the models; gives whether it makes sense to plan their merge."""
+    recipe, inputs = seen.recipe, seen.inputs
+    unfit = check_quantized(models.values()) or check_architectures(inputs, recipe)
+    seen.remarks += unfit
+    if unfit:
+        return False
+    configs = check_configs(inputs)
+    tokens = check_tokenizers(inputs, recipe) + check_templates(inputs, recipe)
+    seen.remarks += configs + check_dtypes(inputs, recipe) + check_heads(inputs, recipe)
+    seen.remarks += check_tensor_names(inputs) + tokens
+    seen.remarks.append(donor_remark(recipe, bool(configs or tokens)))
+    return method_of(recipe) is not None
+
+
+def _check_merge(
+    seen: Inspection, models: Mapping["ModelReference", Located], output: Path
+) -> None:
+    """Let mergekit plan, and look at the plan. What we know of its refusal is not said again."""
+    try:
+        seen.plan = plan_merge(seen.recipe, seen.inputs, models)
+    except YoyoError as wrong:
+        reason = str(wrong).removeprefix(REFUSED)
+        if not any(reason in text for text in seen.of_level("error")):
+            seen.remarks.append(error(str(wrong)))
+        return
+    seen.remarks += check_plan(seen.plan) + check_filters(seen.recipe, seen.plan)
+    seen.remarks += check_disk(seen.plan, seen.inputs, output) + check_memory(seen.plan)
+
+
+def _read_weights(
+    seen: Inspection,
+    plan: Plan,
+    models: Mapping["ModelReference", Located],
+    progress: Callable[[int, int], None] | None,
+) -> None:
+    try:
+        download(seen.inputs, models)
+    except YoyoError as wrong:
+        seen.remarks.append(error(str(wrong)))
+        return
+    looks = []
+    for look in look_at_weights(plan):
+        looks.append(look)
+        if progress is not None:
+            progress(len(looks), len(plan.tasks))
+    lines = [look.line for look in looks if look.line is not None]
+    tensors = [distances_of(line) for line in lines if line.weights]
+    seen.reading = Reading(looks, tensors)
+    seen.remarks += check_looks(looks, tensors)

@@ -1,0 +1,198 @@
+"""What the YAML says that mergekit does not hear: keys, parameters and values, with their place.
+
+mergekit's models accept any key and its resolver asks only for parameters that it knows, so that a
+misspelt one is dropped without a word. Here every key of the file is held against mergekit's own
+models, and every parameter against the specs of the merge method, whichever it is.
+"""
+
+import importlib.resources
+from collections.abc import Iterator
+from types import UnionType
+from typing import TYPE_CHECKING, Any, NamedTuple, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from mergekit_yoyo.errors import nearest
+from mergekit_yoyo.finish.recipe import Recipe
+from mergekit_yoyo.inspection.remark import Remark, error, warning
+
+if TYPE_CHECKING:
+    from mergekit.config import MergeConfiguration
+    from mergekit.merge_methods import MergeMethod
+
+MULTI_HINT = " (`name` belongs to mergekit-multi)"
+
+
+class Setting(NamedTuple):
+    """One parameter as the YAML sets it. model: of the entry it stands at, if it does."""
+
+    place: str
+    model: str | None
+    name: str
+    value: Any
+
+
+def check_settings(recipe: Recipe) -> list[Remark]:
+    """All that mergekit would drop or refuse in the file, without looking at a model."""
+    from mergekit.config import MergeConfiguration
+
+    remarks = [
+        error(
+            f"{place or 'top level'}: mergekit knows no key {key} here and drops it without a "
+            f"word{MULTI_HINT if key == 'name' and not place else ''}. {nearest(key, choices)}"
+        )
+        for place, key, choices in _unknown(yaml.safe_load(recipe.text), [MergeConfiguration], "")
+    ]
+    remarks += _check_names(recipe.config)
+    method = method_of(recipe)
+    if method is None:
+        from mergekit.merge_methods import registry
+
+        names = [known.spec.name for known in registry.registered_methods()]
+        remarks.append(
+            error(f"merge_method: mergekit has no {recipe.method}. {nearest(recipe.method, names)}")
+        )
+        return remarks
+    for setting in settings_of(recipe.config):
+        remarks += _check_parameter(method, setting)
+    return remarks
+
+
+def method_of(recipe: Recipe) -> "MergeMethod | None":
+    """The merge method, None if mergekit has none of that name."""
+    from mergekit import merge_methods
+
+    try:
+        return merge_methods.get(recipe.method)
+    except RuntimeError:
+        return None
+
+
+def settings_of(config: "MergeConfiguration") -> Iterator[Setting]:
+    """Every parameter wherever it can stand: merge, modules, slices, sources and models."""
+    parts: list[tuple[str, Any]] = [("", config)]
+    for name, module in (config.modules or {}).items():
+        parts.append((f"modules.{name}.", module))
+    for prefix, part in list(parts):
+        for k, entry in enumerate(part.models or []):
+            parts.append((f"{prefix}models[{k}].", entry))
+        for k, piece in enumerate(part.slices or []):
+            parts.append((f"{prefix}slices[{k}].", piece))
+            for j, source in enumerate(piece.sources):
+                parts.append((f"{prefix}slices[{k}].sources[{j}].", source))
+    for prefix, part in parts:
+        model = getattr(part, "model", None)
+        for name, value in (part.parameters or {}).items():
+            where = "" if model is None else f" ({model})"
+            yield Setting(f"{prefix}parameters{where}", model and str(model), name, value)
+
+
+def filters_of(value: Any) -> Iterator[str]:
+    """The filters of a parameter's value."""
+    for part in value if isinstance(value, list) else [value]:
+        if isinstance(part, BaseModel) and (found := getattr(part, "filter", None)):
+            yield found
+
+
+def _check_parameter(method: "MergeMethod", setting: Setting) -> Iterator[Remark]:
+    from mergekit.merge_methods.base import ParameterScope
+
+    place, model, name, value = setting
+    known = {spec.name: spec for spec in method.spec.parameters}
+    if name not in known:
+        hint = nearest(name, known) or "It has no parameters."
+        yield error(
+            f"{place}: {method.spec.name} knows no parameter {name}; mergekit drops it without a "
+            f"word. {hint}"
+        )
+        return
+    if model is not None and known[name].scope == ParameterScope.SHARED:
+        yield error(
+            f"{place}: {name} is one for the whole merge; mergekit ignores it on a single model. "
+            "Move it to `parameters:` of the merge or of the slice."
+        )
+    for scalar in _scalars(value):
+        try:
+            known[name].validate(scalar)
+        except ValidationError as wrong:
+            what = wrong.errors()[0]["msg"]
+            yield error(f"{place}: {name}: {what}; got {scalar!r}.")
+        except Exception as wrong:  # validators of any method
+            yield error(f"{place}: {wrong}")
+    for words in _gradients(value):
+        if all(isinstance(word, str) for word in words) and known[name].value_type is str:
+            yield warning(
+                f"{place}: {name}: in the gradient {words} only the last layer of each slice gets "
+                f"{words[-1]}. Use filters."
+            )
+
+
+def _gradients(value: Any) -> Iterator[list[Any]]:
+    parts = value if isinstance(value, list) else [value]
+    if len(parts) > 1 and not any(isinstance(part, BaseModel) for part in parts):
+        yield parts
+    for part in parts:
+        if isinstance(part, BaseModel) and isinstance(part.value, list):  # type: ignore[attr-defined]
+            yield from _gradients(part.value)  # type: ignore[attr-defined]
+
+
+def _scalars(value: Any) -> Iterator[Any]:
+    for part in value if isinstance(value, list) else [value]:
+        if isinstance(part, BaseModel):
+            yield from _scalars(part.value)  # type: ignore[attr-defined]
+        else:
+            yield part
+
+
+def _check_names(config: "MergeConfiguration") -> Iterator[Remark]:
+    """Words that mergekit looks up only while or after it merges."""
+    from mergekit._data import chat_templates
+    from mergekit.common import dtype_from_name
+
+    for key in ("dtype", "out_dtype"):
+        try:
+            dtype_from_name(getattr(config, key))
+        except RuntimeError as wrong:
+            names = ["bfloat16", "float16", "float32", "float64"]
+            yield error(f"{key}: {wrong}. {nearest(getattr(config, key), names)}")
+    template = config.chat_template
+    if template and template != "auto" and "{" not in template:
+        files = importlib.resources.files(chat_templates).iterdir()
+        names = [file.name.removesuffix(".jinja") for file in files if ".jinja" in file.name]
+        if template not in names:
+            yield error(
+                f"chat_template: mergekit has no {template!r}, and the merge would get no "
+                f"tokenizer. {nearest(template, ['auto', *sorted(names)])}"
+            )
+
+
+def _unknown(value: Any, kinds: list[Any], place: str) -> Iterator[tuple[str, str, list[str]]]:
+    """Keys in `value`, raw YAML, that mergekit's types for it lack: place, key, those they have."""
+    kinds = [kind for option in kinds for kind in _alternatives(option)]
+    if isinstance(value, list):
+        inner = [part for k in kinds if get_origin(k) in (list, tuple) for part in get_args(k)]
+        for k, item in enumerate(value):
+            yield from _unknown(item, inner, f"{place}[{k}]")
+    if not isinstance(value, dict):
+        return
+    models = [k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)]
+    prefix = f"{place}." if place else ""
+    if models:
+        model = max(models, key=lambda m: len(m.model_fields.keys() & value.keys()))
+        for key, item in value.items():
+            if key in model.model_fields:
+                kind = model.model_fields[key].annotation
+                yield from _unknown(item, [kind], f"{prefix}{key}")
+            else:
+                yield place, str(key), list(model.model_fields)
+        return
+    inner = [get_args(k)[1] for k in kinds if get_origin(k) is dict]
+    for key, item in value.items():
+        yield from _unknown(item, inner, f"{prefix}{key}")
+
+
+def _alternatives(kind: Any) -> list[Any]:
+    if get_origin(kind) in (Union, UnionType):
+        return [part for option in get_args(kind) for part in _alternatives(option)]
+    return [kind]
