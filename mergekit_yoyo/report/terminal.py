@@ -85,7 +85,7 @@ def render_comparison(comparison: Comparison) -> RenderableType:
         options.add_row(option.name, option.a, option.b, f"{option.tensors:,}")
     parts.append(options if comparison.options else Text("the same options in every tensor"))
     parts += [Text(f"Warning: {text}", style="bold yellow") for text in comparison.warnings]
-    totals = _table("model", "weight A", "weight B", "mean |change|", "rejected A", "rejected B")
+    totals = _table("model", "weight A", "B", "|change|", "rejected A", "B")
     for mark, model in zip(names, comparison.models, strict=True):
         totals.add_row(
             _label(mark, model.short),
@@ -95,7 +95,7 @@ def render_comparison(comparison: Comparison) -> RenderableType:
             f"{model.rejected_a:,}",
             f"{model.rejected_b:,}",
         )
-    parts += [totals, _legend("change: B's weight less A's; mean |change| over all elements.")]
+    parts += [totals, _legend("change: B's weight less A's, its size averaged over all elements.")]
     shown = names[:_MAX_COLUMNS]
     for title, rows in (("module kind", comparison.kinds), ("layer", comparison.layers)):
         if rows:
