@@ -291,6 +291,18 @@ def test_terminal_fits_80_columns_and_says_it(record):
     assert f" {kind if layer is None else f'{layer} {kind}'} " in result.output
 
 
+def test_long_names_get_numbers_that_the_first_table_explains(tmp_path):
+    models = [f"org/model-{i}-with-a-name-that-fills-a-line-by-itself" for i in range(6)]
+    path = write_record(tmp_path / "r.jsonl", header(models), small_lines(models))
+    for arguments in ((path,), (path, path)):
+        output = report(*arguments).output
+        assert max(map(len, output.splitlines())) <= 80
+        assert all(re.search(rf" \[{i}\].*\s+model-{i - 1}", output) for i in range(1, 7))
+        assert re.search(r" \[1\] +\[2\] +\[3\] +\[4\]", output)
+    layer, kind = summarize(read_record(path)).contested[0].place
+    assert f" {kind if layer is None else f'{layer} {kind}'} " in report(path).output
+
+
 # --- two records ----------------------------------------------------------------------------------
 
 

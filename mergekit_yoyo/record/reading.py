@@ -45,7 +45,7 @@ def read_record(path: Path) -> Record:
     except OSError as error:
         raise YoyoError(
             f"{path}: cannot be read ({error.strerror}). Expected the record of a merge; "
-            f"`parameters: {{report: {path}}}` in a merge's YAML makes one."
+            "`parameters: {report: FILE}` in a merge's YAML makes one."
         ) from error
     header = _header(path, lines[0])
     tensors: list[TensorLine] = []

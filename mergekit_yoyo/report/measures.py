@@ -57,6 +57,15 @@ class Measures:
         return np.sqrt(mean(self.distances**2, axis=0))
 
     @cached_property
+    def log_size(self) -> Array:
+        """[M] logarithm of the norm in units of the inputs' median norm, mean over the problems."""
+        inputs = ~np.isnan(self.norms).all(0)
+        median = np.median(self.norms[:, inputs], axis=1, keepdims=True)
+        usable = (median > 0) & (self.norms > 0)
+        ratio = np.divide(self.norms, median, out=np.ones_like(self.norms), where=usable)
+        return mean(np.where(usable, np.log(ratio), np.nan), axis=0)
+
+    @cached_property
     def disagreement(self) -> float:
         """How far from the center lie the inputs that are listened to: the RMS of their distances,
         weighted by their weights. A rejected input does not count."""

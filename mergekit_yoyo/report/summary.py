@@ -134,26 +134,12 @@ def _totals(merged: Sequence[Measures], model: int, name: tuple[str, str]) -> Mo
         problems=sum(tensor.problems for tensor in own),
         rejected=sum(int(tensor.rejected[model]) for tensor in own),
         distance=float(np.sqrt(average(lambda t: t.distance**2))),
-        size=_size(own, model),
+        size=float(np.exp(average(lambda t: t.log_size))),
         recalled=average(lambda t: mean(t.recalled, axis=0)),
         layer_weights=layer_weights,
         followed=[layer for layer, value in layer_weights.items() if value >= FOLLOWED],
         ignored=[layer for layer, value in layer_weights.items() if value < IGNORED],
     )
-
-
-def _size(tensors: Sequence[Measures], model: int) -> float:
-    """Geometric mean over elements of the norm in units of the inputs' median norm."""
-
-    def logarithm(tensor: Measures) -> Array:
-        median = np.nanmedian(tensor.norms, axis=1)
-        own = tensor.norms[:, model]
-        usable = (median > 0) & (own > 0)
-        logs = np.full(len(own), np.nan)
-        logs[usable] = np.log(own[usable] / median[usable])
-        return mean(logs[:, None], axis=0)
-
-    return float(np.exp(over_elements(tensors, logarithm, (1,))[0]))
 
 
 def _parameters(record: Record) -> dict[str, str]:

@@ -24,6 +24,7 @@ _BLOCKS = " ▏▎▍▌▋▊▉█"
 _LEVELS = "▁▂▃▄▅▆▇█"
 _BAR = 8
 _MAX_COLUMNS = 4  # models side by side with the names of tensors
+_NAMES_WIDTH = 36  # of all names side by side; longer ones get numbers
 
 
 def render_summary(summary: Summary) -> RenderableType:
@@ -74,7 +75,7 @@ def render_summary(summary: Summary) -> RenderableType:
 
 def render_comparison(comparison: Comparison) -> RenderableType:
     """Two merges of the same inputs: options, weights by model, kind, layer and tensor."""
-    names = [model.short for model in comparison.models]
+    names = _marks([model.short for model in comparison.models])
     parts: list[RenderableType] = [
         Text(f"A {comparison.a.path}\nB {comparison.b.path}", style="bold"),
         Text(f"{len(comparison.changes):,} tensors compared", style="dim"),
@@ -84,17 +85,17 @@ def render_comparison(comparison: Comparison) -> RenderableType:
         options.add_row(option.name, option.a, option.b, f"{option.tensors:,}")
     parts.append(options if comparison.options else Text("the same options in every tensor"))
     parts += [Text(f"Warning: {text}", style="bold yellow") for text in comparison.warnings]
-    totals = _table("model", "weight A", "weight B", "mean |change|", "rejected A", "rejected B")
-    for model in comparison.models:
+    totals = _table("model", "weight A", "B", "|change|", "rejected A", "B")
+    for mark, model in zip(names, comparison.models, strict=True):
         totals.add_row(
-            Text(model.short),
+            _label(mark, model.short),
             _weight(model.a),
             _weight(model.b),
             _weight(model.change),
             f"{model.rejected_a:,}",
             f"{model.rejected_b:,}",
         )
-    parts += [totals, _legend("change: B's weight less A's; mean |change| over all elements.")]
+    parts += [totals, _legend("change: B's weight less A's, its size averaged over all elements.")]
     shown = names[:_MAX_COLUMNS]
     for title, rows in (("module kind", comparison.kinds), ("layer", comparison.layers)):
         if rows:
@@ -123,10 +124,11 @@ def _models(models: Sequence[ModelTotals]) -> Table:
     recalled = any(not math.isnan(model.recalled) for model in models)
     for title in ("rejected in", "distance", "size", *(["recalled"] if recalled else [])):
         table.add_column(title, justify="right")
-    for model in models:
+    marks = _marks([model.short for model in models])
+    for mark, model in zip(marks, models, strict=True):
         share = f" ({model.rejected / model.problems:.1%})" if model.rejected else ""
         table.add_row(
-            Text(model.short),
+            _label(mark, model.short),
             Text(f"{_weight(model.weight)} {_bar(model.weight)}"),
             f"{model.rejected:,} of {model.problems:,}{share}" if model.problems else "not weighed",
             _number(model.distance),
@@ -137,7 +139,7 @@ def _models(models: Sequence[ModelTotals]) -> Table:
 
 
 def _layers(models: Sequence[ModelTotals]) -> Table:
-    models = [model for model in models if model.layer_weights]
+    marks = _marks([model.short for model in models])
     layers = sorted({layer for model in models for layer in model.layer_weights})
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("model", overflow="fold")
@@ -146,13 +148,15 @@ def _layers(models: Sequence[ModelTotals]) -> Table:
     )
     table.add_column("followed in", overflow="fold")
     table.add_column("ignored in", overflow="fold")
-    for model in models:
+    for mark, model in zip(marks, models, strict=True):
+        if not model.layer_weights:
+            continue
         strip = "".join(_level(model.layer_weights.get(layer)) for layer in layers)
         parts = (
             "all layers" if numbers == layers else ranges(numbers) or "-"
             for numbers in (model.followed, model.ignored)
         )
-        table.add_row(Text(model.short), Text(strip), *parts)
+        table.add_row(Text(mark), Text(strip), *parts)
     return table
 
 
@@ -160,27 +164,37 @@ def _distances(summary: Summary) -> Table:
     models = summary.models
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("distances", overflow="fold")
-    marks = [model.short if len(models) <= 5 else f"[{i}]" for i, model in enumerate(models, 1)]
+    marks = _marks([model.short for model in models])
     for mark in marks:
         table.add_column(Text(mark), justify="right", overflow="fold")
-    for i, model in enumerate(models):
-        label = model.short if len(models) <= 5 else f"{marks[i]} {model.short}"
+    for i, mark in enumerate(marks):
         row = ["-" if i == j else _number(summary.gaps[i, j]) for j in range(len(models))]
-        table.add_row(Text(label), *row)
+        table.add_row(Text(mark), *row)
     return table
 
 
 def _contested(summary: Summary) -> Table:
-    shown = summary.models[:_MAX_COLUMNS]
+    shown = _marks([model.short for model in summary.models])[:_MAX_COLUMNS]
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("most contested tensors", overflow="fold")
     table.add_column("disagreement" if len(shown) < _MAX_COLUMNS else "disagr.", justify="right")
-    for model in shown:
-        table.add_column(Text(model.short), justify="right", overflow="fold")
+    for mark in shown:
+        table.add_column(Text(mark), justify="right", overflow="fold")
     for tensor in summary.contested[:_SHOWN]:
         weights = map(_weight, tensor.weight[: len(shown)])
         table.add_row(_place(tensor), _number(tensor.disagreement), *weights)
     return table
+
+
+def _marks(names: Sequence[str]) -> list[str]:
+    """The names, if they fit side by side, else numbers, which the table of the models explains."""
+    if sum(len(name) + 3 for name in names) <= _NAMES_WIDTH:
+        return list(names)
+    return [f"[{number}]" for number in range(1, len(names) + 1)]
+
+
+def _label(mark: str, name: str) -> Text:
+    return Text(name if mark == name else f"{mark} {name}")
 
 
 def _place(tensor: Measures) -> Text:
