@@ -258,7 +258,7 @@ def test_an_anchor_of_recall_is_not_weighed_and_recall_is_averaged(tmp_path):
         line.model_copy(
             update={
                 "consensus": "recall",
-                "weights": [[*row[:2], 0.0] for row in line.weights],
+                "weights": [[*row[:2], None] for row in line.weights],
                 "recalled": [[0.5 + 0.1 * i, 1.2, None] for i in range(len(line.weights))],
                 "warnings": [],
             }
