@@ -12,7 +12,8 @@ from finish_fixtures import run_mergekit
 from mergekit.config import MergeConfiguration, evaluate_setting
 from mergekit.merge_methods import get
 from mergekit.scripts.multimerge import load_config
-from method_fixtures import Tensors, assert_is_merge, tensors_of
+from method_fixtures import ROUNDED_TWICE, Tensors, assert_is_merge, tensors_of
+from recall_reference import recall
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLES = sorted((ROOT / "examples").glob("*.yml"))
@@ -37,7 +38,7 @@ def inputs_of(*models: str) -> list[Tensors]:
 
 def test_the_promised_examples_are_there() -> None:
     names = {example.stem for example in EXAMPLES}
-    assert names >= {"quickstart", "anchored", "gradients", "two-stage", "yoyo-v5"}
+    assert names >= {"quickstart", "anchored", "gradients", "recall", "two-stage", "yoyo-v5"}
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example.stem)
@@ -77,7 +78,7 @@ def test_it_says_how_to_run_it(example: Path) -> None:
 
 
 def test_anchored_and_gradients_run_on_the_shipped_experts(tmp_path: Path) -> None:
-    names = ("anchored", "gradients")
+    names = ("anchored", "gradients", "recall")
     jobs = {tmp_path / name: (ROOT / "examples" / f"{name}.yml").read_text() for name in names}
     failed = run_mergekit(jobs, ROOT)
     assert not any(failed.values()), failed
@@ -98,6 +99,14 @@ def test_anchored_and_gradients_run_on_the_shipped_experts(tmp_path: Path) -> No
             for option, setting in merge.parameters.items()
         }
         assert_is_merge(tensor, [tensors[name] for tensors in experts], name, **options)
+
+    for name, tensor in tensors_of(tmp_path / "recall").items():
+        taken = [tensors[name].double().numpy() for tensors in experts]
+        kind = "embedding" if "embed" in name else "vector" if tensor.ndim == 1 else "linear"
+        expected = torch.from_numpy(recall(taken, kind=kind).merge)
+        torch.testing.assert_close(tensor.double(), expected, rtol=2**-8, atol=1e-30)
+        off = (tensor != expected.to(torch.bfloat16)).sum().item()
+        assert off <= max(1, ROUNDED_TWICE * tensor.numel()), name
 
 
 def test_two_stages_run_on_the_shipped_experts(tmp_path: Path) -> None:

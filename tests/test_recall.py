@@ -11,7 +11,7 @@ from tensors import relative_error, same_bits
 from mergekit_yoyo.algorithm import fuse, input_spaces
 from mergekit_yoyo.algorithm.options import EPS, MAX_SCALE, RIDGE, TUKEY_C, Settings
 from mergekit_yoyo.algorithm.packing import WHOLE, Packing, problems
-from mergekit_yoyo.algorithm.recall import AUTO_FACTOR, AUTO_FACTOR_ANCHORED, fuse_by_recall
+from mergekit_yoyo.algorithm.recall import fuse_by_recall
 from mergekit_yoyo.algorithm.span import span_of
 from mergekit_yoyo.errors import YoyoError
 
@@ -197,8 +197,7 @@ def test_strength(strength):
             tensors, consensus="recall", recall_strength=strength, center=center, anchor=anchor
         )
         expected = recall(arrays(tensors), anchor=anchor)
-        factor = AUTO_FACTOR if anchor is None else AUTO_FACTOR_ANCHORED
-        beta = factor * expected.strength if strength == "auto" else strength
+        beta = expected.strength if strength == "auto" else strength
         assert result.strength == pytest.approx(beta, rel=1e-9)
         assert (
             relative_error(result.tensor.numpy(), expected.center + beta * expected.move) <= 1e-12

@@ -24,9 +24,6 @@ from mergekit_yoyo.algorithm.result import Details
 from mergekit_yoyo.algorithm.span import Span
 from mergekit_yoyo.algorithm.trust import closed_form_strength, trusted_center
 
-AUTO_FACTOR = 2.0  # times the closed form, by measurement
-AUTO_FACTOR_ANCHORED = 1.3
-
 
 def fuse_by_recall(
     tensors: Sequence[Tensor], span: Span, settings: Settings, out: Tensor | None
@@ -46,9 +43,7 @@ def fuse_by_recall(
     counted = np.where(residual_squares > 0, trust.weights, 0.0)
 
     strength = closed_form_strength(counted, anchored=settings.anchor is not None)
-    if settings.recall_strength == "auto":
-        strength *= AUTO_FACTOR if settings.anchor is None else AUTO_FACTOR_ANCHORED
-    else:
+    if settings.recall_strength != "auto":
         strength = np.where(strength > 0, settings.recall_strength, 0.0)
 
     # steps 2 to 4
