@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.progress import track
 from transformers.utils import logging as transformers_logging
 
-METHODS = {
+METHODS: dict[str, dict[str, object]] = {
     "linear": {"merge_method": "linear", "parameters": {"weight": 1.0}},
     "yoyo_fusion, rescale: median": {
         "merge_method": "yoyo_fusion",

@@ -5,7 +5,9 @@
 Needs Debian's `apt-get` and `dpkg` for the texts (see `corpora.py`); nothing comes from the Hub.
 The models are small on purpose (230 thousand parameters, bytes for tokens): they ship with the
 repository, so that a first merge runs offline in seconds. All the same they are what merges are
-made of: fine-tunes that share a base, each better than it on its own text.
+made of: fine-tunes that share a base, each better than it on its own text and little worse on the
+others. That takes replay, a quarter of each batch from the other texts: trained on its own text
+alone, a model this small forgets the others faster than it learns.
 """
 
 import math
@@ -29,7 +31,8 @@ SEED = 20261124
 BATCH = 16
 LENGTH = 256  # tokens per training sequence
 BASE_STEPS, BASE_RATE = 1_200, 5e-3
-EXPERT_STEPS, EXPERT_RATE = 300, 1e-3
+EXPERT_STEPS, EXPERT_RATE = 300, 5e-4
+OWN_ROWS = 12  # of an expert's batch; each other text has one, as replay
 WARMUP = 60
 BOS, EOS = "<s>", "</s>"
 
@@ -149,7 +152,8 @@ def main(cache: Path, out: Path) -> None:
     save(base, tokenizer, out / "experts" / "base")
     for domain, text in texts.items():
         expert = LlamaForCausalLM.from_pretrained(out / "experts" / "base", dtype=torch.float32)
-        train(expert, [text], EXPERT_STEPS, EXPERT_RATE, domain)
+        others = [texts[other] for other in texts if other != domain]
+        train(expert, [text] * OWN_ROWS + others, EXPERT_STEPS, EXPERT_RATE, domain)
         save(expert, tokenizer, out / "experts" / domain)
 
 
