@@ -1,6 +1,7 @@
 """A whole `mergekit-yaml` run with yoyo_fusion against the same run with linear.
 
     python benchmarks/whole_run.py
+    python benchmarks/whole_run.py --small   # 135 M parameters, and consensus: recall as well
 
 Writes three synthetic Llama checkpoints of 516 M parameters (bfloat16) to a temporary folder,
 merges them with each method in turn, several times, and prints the best wall time and the peak
@@ -21,7 +22,7 @@ import yaml
 from safetensors.torch import save_file
 from transformers import LlamaConfig
 
-CONFIG = LlamaConfig(
+LARGE = LlamaConfig(
     vocab_size=32000,
     hidden_size=1536,
     intermediate_size=4096,
@@ -32,14 +33,30 @@ CONFIG = LlamaConfig(
     architectures=["LlamaForCausalLM"],
 )
 
+SMALL = LlamaConfig(  # the shapes of SmolLM2-135M
+    vocab_size=49152,
+    hidden_size=576,
+    intermediate_size=1536,
+    num_hidden_layers=30,
+    num_attention_heads=9,
+    num_key_value_heads=3,
+    tie_word_embeddings=True,
+    architectures=["LlamaForCausalLM"],
+)
+METHODS: dict[str, dict[str, object]] = {
+    "linear": {"merge_method": "linear", "parameters": {"weight": 1.0}},
+    "yoyo_fusion": {"merge_method": "yoyo_fusion"},
+    "recall": {"merge_method": "yoyo_fusion", "parameters": {"consensus": "recall"}},
+}
 
-def write_models(folder: Path, count: int) -> tuple[list[Path], int]:
+
+def write_models(folder: Path, count: int, config: LlamaConfig) -> tuple[list[Path], int]:
     """Checkpoints that share a base and differ by a tenth of it; and their parameters."""
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
         shapes = {
-            k: v.shape for k, v in AutoModelForCausalLM.from_config(CONFIG).state_dict().items()
+            k: v.shape for k, v in AutoModelForCausalLM.from_config(config).state_dict().items()
         }
     shapes.pop("lm_head.weight")
     torch.manual_seed(0)
@@ -48,7 +65,7 @@ def write_models(folder: Path, count: int) -> tuple[list[Path], int]:
     for index in range(count):
         path = folder / f"model-{index}"
         path.mkdir()
-        CONFIG.save_pretrained(path)
+        config.save_pretrained(path)
         save_file(
             {name: (x + 0.002 * torch.randn_like(x)).bfloat16() for name, x in base.items()},
             path / "model.safetensors",
@@ -61,13 +78,11 @@ def write_models(folder: Path, count: int) -> tuple[list[Path], int]:
 def run(models: list[Path], method: str, folder: Path) -> tuple[float, float]:
     """Seconds and peak MiB of one `mergekit-yaml` process."""
     recipe, out = folder / f"{method}.yml", folder / f"merged-{method}"
-    parameters = {"weight": 1.0} if method == "linear" else {}
     recipe.write_text(
         yaml.safe_dump(
             {
-                "merge_method": method,
+                **METHODS[method],
                 "models": [{"model": str(path)} for path in models],
-                "parameters": parameters,
                 "dtype": "bfloat16",
             }
         )
@@ -86,11 +101,13 @@ def run(models: list[Path], method: str, folder: Path) -> tuple[float, float]:
 
 @click.command(help=__doc__.split("\n\n")[0])
 @click.option("--rounds", default=3, show_default=True)
-def main(rounds: int) -> None:
+@click.option("--small", is_flag=True, help="135 M parameters, and consensus: recall as well.")
+def main(rounds: int, small: bool) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        models, parameters = write_models(folder, 3)
-        results: dict[str, list[tuple[float, float]]] = {"linear": [], "yoyo_fusion": []}
+        models, parameters = write_models(folder, 3, SMALL if small else LARGE)
+        methods = [method for method in METHODS if small or method != "recall"]
+        results: dict[str, list[tuple[float, float]]] = {method: [] for method in methods}
         for _ in range(rounds):
             for method, measured in results.items():
                 measured.append(run(models, method, folder))
