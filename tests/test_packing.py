@@ -131,6 +131,21 @@ def test_one_fetch_a_tensor_however_large(center):
         assert not any(operations[waiting] for waiting in WAITING)
 
 
+@pytest.mark.parametrize("kind", ["linear", "embedding", "vector"])
+@pytest.mark.parametrize("center", ["geometric_median", "anchor"])
+def test_one_fetch_with_recall(center, kind):
+    for shape in ((6, 8, 16), (64, 8, 16)):
+        fetches, operations = observed(
+            fine_tunes(4, 0.1, shape, dtype=torch.bfloat16),
+            experts="separate",
+            consensus="recall",
+            kind=kind,
+            **options(center),
+        )
+        assert fetches == {"cpu": 1}
+        assert not any(operations[waiting] for waiting in WAITING)
+
+
 def test_the_counters_see_what_they_are_for():
     with Fetches() as fetches, Operations() as operations:
         torch.ones(3).sum().item()
