@@ -241,6 +241,26 @@ def test_identical_inputs_come_back_bit_for_bit():
     assert same_bits(merged, packed[0])
 
 
+@pytest.mark.parametrize("center", ["geometric_median", "coordinate_median"])
+def test_round_off_rejects_nobody(center):
+    """Distances of 1e-6 between identical inputs are no distances."""
+    generator = torch.Generator().manual_seed(0)
+    for count, size in ((4, 1000), (7, 120_000), (8, 10_000)):
+        x = torch.randn(size, generator=generator)
+        result = fuse([x.clone() for _ in range(count)], consensus="recall", center=center)
+        assert result.weights.tolist() == [1] * count
+        same = fuse([*[x.clone() for _ in range(count)], -x], consensus="recall", center=center)
+        assert same.weights.tolist() == [1] * count + [0]
+
+
+@pytest.mark.parametrize("kind", ["linear", "vector"])
+def test_a_constant_that_trusts_nobody_leaves_the_mean(kind):
+    tensors = learned(4, 0.05, (12, 10))
+    result = fuse(tensors, consensus="recall", tukey_c=0.1, kind=kind)
+    assert result.weights.tolist() == [0] * 4
+    assert relative_error(result.tensor, sum(tensors) / 4) <= 1e-14
+
+
 def test_a_coordinate_median_to_start_from_leads_to_the_same_center():
     tensors = learned(5, 0.02, (30, 20))
     merge, details = move_of(tensors)

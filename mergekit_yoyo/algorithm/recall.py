@@ -34,7 +34,7 @@ def fuse_by_recall(
     """
     # step 1: trust on the scale of u_k, center and residuals on that of x_k, or on one for all
     trust = trusted_center(
-        span.residual_gram, settings.anchor, tukey_c=settings.tukey_c, eps=settings.eps
+        span.residual_gram, span.noise, settings.anchor, tukey_c=settings.tukey_c, eps=settings.eps
     )
     scale = np.ones_like(span.rms)
     if settings.rescale == "median":

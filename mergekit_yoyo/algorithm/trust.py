@@ -35,12 +35,13 @@ class Trust:
 
 
 def trusted_center(
-    residual_gram: Array, anchor: int | None, *, tukey_c: float, eps: float
+    residual_gram: Array, noise: Array, anchor: int | None, *, tukey_c: float, eps: float
 ) -> Trust:
     """Reweight the center until the weights are still.
 
     residual_gram: [B, K, K], R R^T around a first robust center, or around the anchor, which stays
-    the center.
+    the center. noise: [B], the length at which round-off begins: shorter residuals count as zero.
+    If tukey_c is so small that nobody is trusted, the center is the mean of all.
     """
     problems, count, _ = residual_gram.shape
     inputs = [k for k in range(count) if k != anchor]
@@ -51,6 +52,7 @@ def trusted_center(
     while moving.any() and iterations.max() < MAX_ROUNDS:
         gram = _around(center, residual_gram)
         distances = np.sqrt(np.maximum(np.diagonal(gram, axis1=1, axis2=2), 0.0))[:, inputs]
+        distances = np.where(distances > noise[:, None], distances, 0.0)
         scale = mad_scale(distances, 1, "standard")[:, None]
         new = np.zeros_like(weights)
         new[:, inputs] = tukey_weights(distances, scale, tukey_c, eps)
@@ -67,7 +69,8 @@ def trusted_center(
         iterations += moving
         moving &= np.abs(new - weights).max(1) > STILL
         weights = new
-        center = weights / weights.sum(1, keepdims=True)
+        total = weights.sum(1, keepdims=True)
+        center = np.where(total > 0, weights, 1.0) / np.where(total > 0, total, count)
     return Trust(
         weights=weights,
         center=center,
