@@ -215,7 +215,7 @@ def test_orthogonal_moves_come_back_whole_with_the_closed_form():
     ]
     moves = [0.1 * move / move.norm() * base.norm() for move in moves]
     tensors = [base + move for move in moves]
-    result = fuse(tensors, consensus="recall", recall_strength=1.5, ridge=1e-9)
+    result = fuse(tensors, consensus="recall", recall_strength=1.5, ridge=1e-6)
     for k, move in enumerate(moves):
         share = ((result.tensor - base) * move).sum() / move.square().sum()
         assert share == pytest.approx(1.0, abs=0.02), k
@@ -294,12 +294,13 @@ def test_dtypes_and_strides():
             r"recall_strength: expected a number above 0; got 'strong'",
         ),
         ({"recall_strength": 0}, r"recall_strength: expected a number above 0; got 0"),
-        ({"ridge": 0}, r"ridge: expected a number above 0"),
+        ({"ridge": 1e-7}, r"ridge: expected a number of at least 1e-06; got 1e-07"),
         ({"kind": "embeding"}, r"kind: .*Did you mean embedding\?"),
         ({"consensus": "recal"}, r"consensus: .*Did you mean recall\?"),
-        ({"kind": "transposed"}, r"kind: transposed expects a matrix.*\[20\]"),
+        ({"kind": "transposed"}, r"^w: kind: transposed expects a matrix; got shape \[20\]"),
+        ({"kind": "linear"}, r"^w: kind: linear expects a matrix; got shape \[20\]"),
     ],
 )
 def test_options_out_of_range(options, says):
     with pytest.raises(YoyoError, match=says):
-        fuse(learned(3, 0.1, (20,)), **{"consensus": "recall", **options})
+        fuse(learned(3, 0.1, (20,)), **{"consensus": "recall", "name": "w", **options})

@@ -152,6 +152,12 @@ def test_findings():
     others[1][2] *= -1
     (rejected,) = described(experts, experts, *others, experts=("separate")).warnings[:1]
     assert (rejected.kind, rejected.model, rejected.problems) == ("rejected", "input 3", 1)
+    copies = (good[0], good[0], good[0], good[1])  # not identical: one differs, and is rejected
+    found = [(x.kind, x.model) for x in described(*copies, consensus="recall").warnings]
+    assert found == [("rejected", "input 3"), ("alone", None)]
+    (identical,) = described(*copies[:3], consensus="recall").warnings
+    assert identical.kind == "identical"
+    assert described(good[0], consensus="recall").consensus == "recall"
     line = described(*good, center="coordinate_median")
     assert line.center_weights is None
 
@@ -202,6 +208,10 @@ def test_a_second_merge_to_the_same_path_is_an_error_and_a_new_process_replaces(
     before = path.read_bytes()
     with pytest.raises(YoyoError, match=r"r.jsonl already holds w.*a path of its own"):
         merge_tensors(tensors, "yoyo_fusion", parameters={"report": str(path)}, name="w")
+    (tmp_path / "link.jsonl").symlink_to(path)
+    for other in (tmp_path / "link.jsonl", tmp_path / "new" / ".." / "r.jsonl"):
+        with pytest.raises(YoyoError, match=r"r.jsonl already holds w"):
+            merge_tensors(tensors, "yoyo_fusion", parameters={"report": str(other)}, name="w")
     assert path.read_bytes() == before
     merge_tensors(tensors, "yoyo_fusion", parameters={"report": f"{path}2"}, name="w")
     assert header.parameters == read(tmp_path / "r.jsonl2")[0].parameters

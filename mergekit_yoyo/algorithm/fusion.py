@@ -22,7 +22,7 @@ from torch import Tensor
 
 from mergekit_yoyo.algorithm.consensus import NO_RESIDUAL
 from mergekit_yoyo.algorithm.consensus import consensus as tukey_consensus
-from mergekit_yoyo.algorithm.inputs import check_anchor, not_finite, promoted_dtype
+from mergekit_yoyo.algorithm.inputs import check_anchor, check_kind, not_finite, promoted_dtype
 from mergekit_yoyo.algorithm.options import (
     EPS,
     MAX_SCALE,
@@ -109,6 +109,8 @@ def fuse(
 
     packing = experts if isinstance(experts, Packing) else packing_for(experts, name)
     inputs = [problems(x, packing) for x in tensors]
+    if consensus == "recall":
+        check_kind(kind, inputs[0].shape[1:], name)
     merge, out = tensors[0], None
     if not dry_run:
         merge = torch.empty(merge.shape, dtype=dtype, device=merge.device)

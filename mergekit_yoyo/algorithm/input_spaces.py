@@ -18,7 +18,6 @@ from torch import Tensor
 
 from mergekit_yoyo.algorithm.options import Kind
 from mergekit_yoyo.algorithm.robust import Array
-from mergekit_yoyo.errors import YoyoError
 
 MIB = 2**20
 WIDE = 2  # inputs per output
@@ -85,8 +84,6 @@ def merge_in_input_spaces(
 def _as_matrices(x: Tensor, kind: Kind) -> Tensor:
     """[B, outputs, inputs]; anything beyond a matrix is [outputs, the rest]."""
     if kind == "transposed":
-        if x.ndim != 3:
-            raise YoyoError(f"kind: transposed expects a matrix; got shape {list(x.shape[1:])}.")
         return x.transpose(1, 2)
     return x.reshape(x.shape[0], x.shape[1], -1)
 

@@ -6,6 +6,7 @@ from functools import reduce
 import torch
 from torch import Tensor
 
+from mergekit_yoyo.algorithm.options import Kind
 from mergekit_yoyo.errors import YoyoError
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -43,6 +44,13 @@ def check_anchor(anchor: int | None, center: str, count: int, name: str) -> None
         )
     if anchor is not None and (type(anchor) is not int or not 0 <= anchor < count):
         raise YoyoError(f"anchor: expected an index from 0 to {count - 1}; got {anchor!r}.")
+
+
+def check_kind(kind: Kind, shape: Sequence[int], name: str) -> None:
+    """Raises YoyoError unless a tensor, or an expert, of this shape can be of that kind."""
+    fits = {"linear": len(shape) > 1, "transposed": len(shape) == 2}
+    if not fits.get(kind, True):
+        raise YoyoError(f"{name}: kind: {kind} expects a matrix; got shape {list(shape)}.")
 
 
 def not_finite(tensors: Sequence[Tensor], name: str, labels: Sequence[str]) -> YoyoError:

@@ -36,7 +36,7 @@ LOWEST: dict[str, tuple[float, bool]] = {
     "tukey_c": (0.0, False),
     "max_scale": (1.0, True),
     "eps": (0.0, False),
-    "ridge": (0.0, False),
+    "ridge": (1e-6, True),  # far below, the factorization of recall fails without a word
     "recall_strength": (0.0, False),
 }
 

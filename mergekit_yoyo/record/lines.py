@@ -8,9 +8,8 @@ from torch import Tensor
 
 from mergekit_yoyo.algorithm.result import Details
 from mergekit_yoyo.algorithm.robust import Array
+from mergekit_yoyo.algorithm.trust import REJECTED
 from mergekit_yoyo.record.schema import Finding, Number, Scalar, TensorLine, pairs
-
-REJECTED = 1e-3  # an input of less weight than this is called rejected
 
 
 def tensor_line(
@@ -25,7 +24,7 @@ def tensor_line(
     """The line of one tensor.
 
     tensor: one of the inputs or the merge, for the shape, and the dtype of the merge. details: of
-    `fuse` or `weigh`, with or without the axis of the problems. inputs: names of the K inputs, in
+    `fuse`, with or without the axis of the problems. inputs: names of the K inputs, in
     their order. parameters: the options the tensor was merged with, all of them. anchor: the index
     of the anchor, which recall does not weigh.
     """
@@ -35,7 +34,7 @@ def tensor_line(
         dtype=str(tensor.dtype).removeprefix("torch."),
         inputs=list(inputs),
         parameters=dict(parameters),
-        consensus="tukey" if details.strength is None else "recall",
+        consensus=str(parameters["consensus"]),
     )
     if details.weights.size == 0:
         return line
@@ -75,8 +74,8 @@ def tensor_line(
         recalled = details.recalled.cpu().numpy().reshape(-1, len(inputs))
         found["recalled"] = _rows(recalled)
         found["condition_number"] = _row(details.condition_number.cpu().numpy().reshape(-1))
-        identical = np.isnan(recalled).all(1)
-        alone = (np.atleast_1d(details.strength) == 0) & ~identical
+        identical = np.isnan(recalled).all(1) & ~(weights < REJECTED).any(1)
+        alone = (np.atleast_1d(details.strength) == 0) & ~identical & (anchor is None)
     stuck = np.atleast_1d(details.center_status) == "not_converged"
     rejected = (weights < REJECTED).sum(0).tolist()
     findings = [

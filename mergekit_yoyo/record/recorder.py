@@ -85,7 +85,7 @@ def write(report: str, line: TensorLine) -> None:
 
 
 def _record(report: str) -> _Record:
-    path = Path(report).expanduser().absolute()
+    path = Path(report).expanduser().resolve()
     return _records.setdefault(path, _Record(path))
 
 

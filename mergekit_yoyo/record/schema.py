@@ -45,7 +45,7 @@ class Finding(_Line):
     """Something that deserves a look.
 
     kind: `rejected`, an input weighed nothing (`model` says which); `identical`, all inputs were
-    the same; `not_converged`, the geometric median; `alone`, less than three inputs are left
+    the same; `not_converged`, the center; `alone`, less than three inputs are left
     that differ, and recall without an anchor has nothing to tell them apart by: the merge is their
     average. problems: in how many of the tensor's problems.
     """
@@ -69,7 +69,7 @@ class TensorLine(_Line):
     rank, energy, energy_scale: [P] r', p and lambda of steps 5 and 6, null with recall.
     strength, condition_number: [P] beta, and the bound on the condition of the solve; recalled:
     [P][K], how much of its own residual each input has back; null without recall.
-    iterations: [P] of the geometric median.
+    iterations: [P] of the geometric median, with recall of its reweighting.
     A tensor with a single input passes through: its lists are empty.
     """
 
