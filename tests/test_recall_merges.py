@@ -195,3 +195,4 @@ def test_a_model_class_that_cannot_be_built_is_an_error(tmp_path):
     )
     assert run.returncode == 1
     assert "consensus: recall must know" in run.stderr
+    assert "Executing graph" not in run.stderr  # refused while planning

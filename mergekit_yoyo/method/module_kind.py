@@ -37,6 +37,17 @@ def kind_of(group: TensorGroup, packing: Packing | Experts) -> tuple[Kind, Packi
     return kind, _STACKED if stacked and packing == WHOLE else packing
 
 
+def prepare_kinds(model: ModelReference) -> None:
+    """Build the model class while mergekit plans: its GPU threads do not know trust_remote_code.
+
+    Raises YoyoError if the model class cannot be built.
+    """
+    from mergekit.io.tasks import LoaderCache
+
+    if model in LoaderCache.loaders:  # else it is asked about later
+        _kinds(model)
+
+
 def _any_layer(name: str) -> str:
     return re.sub(r"\.\d+\.", ".*.", name)
 

@@ -16,6 +16,7 @@ from mergekit.common import ModelReference
 from safetensors import safe_open
 
 from mergekit_yoyo.errors import YoyoError
+from mergekit_yoyo.method.module_kind import prepare_kinds
 from mergekit_yoyo.method.refusal import PlanError
 from mergekit_yoyo.record import recorder
 
@@ -85,8 +86,8 @@ def check_task() -> None:
     """Refuse the tensor task that is asking, if mergekit would build it from the wrong inputs.
 
     Raises PlanError for a tensor that would get fewer models than its slice has, for `center:
-    anchor` where the anchor is missing, and for a record that cannot be written. Does nothing for
-    other callers.
+    anchor` where the anchor is missing, for recall where the model class cannot be built, and for a
+    record that cannot be written. Does nothing for other callers.
     """
     from mergekit.merge_methods.task_adapter import ExecuteMergeMethodTask
 
@@ -99,6 +100,7 @@ def check_task() -> None:
         if isinstance(task, ExecuteMergeMethodTask):
             check_all_models_gathered(task)
             _check_anchor(task)
+            _check_model_class(task)
             _plan_record(task)
             return
 
@@ -132,6 +134,14 @@ def _check_anchor(task: Any) -> None:
             f"{name}: the anchor {base} lacks this optional tensor. Choose another center for it "
             f"with a filter: {{filter: {name}, value: geometric_median}}."
         )
+
+
+def _check_model_class(task: Any) -> None:
+    if task.parameters["consensus"] == "recall":
+        try:
+            prepare_kinds(task.model_order[0])
+        except YoyoError as error:
+            raise PlanError(str(error)) from error
 
 
 def _plan_record(task: Any) -> None:
