@@ -60,7 +60,13 @@ def costs(
         started = time.perf_counter()
         result = fuse(tensors, experts=packing)
         merged = time.perf_counter()
-        line = tensor_line(name, result.tensor, result, inputs=["./a", "./b", "./c"], parameters={})
+        line = tensor_line(
+            name,
+            result.tensor,
+            result,
+            inputs=["./a", "./b", "./c"],
+            parameters={"consensus": "tukey"},
+        )
         recorder.write(str(folder / f"{round_}.jsonl"), line)
         merging.append(merged - started)
         recording.append(time.perf_counter() - merged)

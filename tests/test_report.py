@@ -260,6 +260,9 @@ def test_an_anchor_of_recall_is_not_weighed_and_recall_is_averaged(tmp_path):
                 "consensus": "recall",
                 "weights": [[*row[:2], None] for row in line.weights],
                 "recalled": [[0.5 + 0.1 * i, 1.2, None] for i in range(len(line.weights))],
+                "strength": [1.0 + 0.25 * (line.name == "model.norm.weight")] * len(line.weights),
+                "condition_number": [None if line.name == "model.norm.weight" else 1234.0]
+                * len(line.weights),
                 "warnings": [],
             }
         )
@@ -275,6 +278,11 @@ def test_an_anchor_of_recall_is_not_weighed_and_recall_is_averaged(tmp_path):
         elements += np.prod(line["shape"])
     assert a.recalled == pytest.approx(added / elements)
     assert b.recalled == pytest.approx(1.2)
+    said = "Recall: strength 1.00 to 1.25, condition numbers below 1,234."
+    assert said in report(path).output
+    page = tmp_path / "page.html"
+    assert report(path, "--html", page).exit_code == 0
+    assert said in page.read_text()
     assert (base.problems, np.isnan(base.weight), base.layer_weights) == (0, True, {})
     assert re.search(r" base +- +not weighed ", report(path).output)
 

@@ -63,9 +63,9 @@ class TensorLine(_Line):
     consensus: the method of steps 4 to 7.
     norms: [P][K] L2 norms of the inputs. cosines: [P][K (K - 1) / 2] of the residuals R_i and R_j
     for the pairs (0, 1), (0, 2), ..., (1, 2), ...; null where one of them is zero.
-    residual_norms: [P][K]. weights: [P][K], what each input weighed in the consensus: 1 is full
-    trust, 0 is rejected, null is an anchor of recall, which is not weighed. center_weights: [P][K],
-    what the center is made of; null for the coordinate median.
+    residual_norms: [P][K], of the u_k, which have RMS 1. weights: [P][K], what each input weighed
+    in the consensus: 1 is full trust, 0 is rejected, null is an anchor of recall, which is not
+    weighed. center_weights: [P][K], what the center is made of; null for the coordinate median.
     rank, energy, energy_scale: [P] r', p and lambda of steps 5 and 6, null with recall.
     strength, condition_number: [P] beta, and the bound on the condition of the solve; recalled:
     [P][K], how much of its own residual each input has back; null without recall.

@@ -94,6 +94,7 @@ def _tensor(tensor: Measures, kinds: list[str]) -> dict[str, Any]:
         "energy": _span(line.energy),
         "scale": _span(line.energy_scale),
         "strength": _span(line.strength),
+        "condition": _span(line.condition_number),
         "iterations": _span(line.iterations),
         "passed": None if merged else line.inputs,
         "options": line.parameters or None,

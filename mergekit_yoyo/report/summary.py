@@ -64,6 +64,18 @@ class Summary:
     def problems(self) -> int:
         return sum(tensor.problems for tensor in self.tensors)
 
+    @property
+    def recall(self) -> str:
+        """Recall's strength and condition numbers over all tensors; empty without recall."""
+        lines = [tensor.line for tensor in self.tensors]
+        strengths = [beta for line in lines for beta in line.strength or [] if beta is not None]
+        bounds = [c for line in lines for c in line.condition_number or [] if c is not None]
+        if not strengths:
+            return ""
+        low, high = f"{min(strengths):.2f}", f"{max(strengths):.2f}"
+        said = f"Recall: strength {low}" + (f" to {high}" if high != low else "")
+        return said + (f", condition numbers below {max(bounds):,.0f}" if bounds else "") + "."
+
 
 def summarize(record: Record) -> Summary:
     """Digest a record; see `Summary`."""

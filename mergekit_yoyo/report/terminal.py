@@ -40,6 +40,7 @@ def render_summary(summary: Summary) -> RenderableType:
     parts: list[RenderableType] = [
         Text(f"{summary.record.path}: {len(summary.models)} models{base}, {counts}", style="bold"),
         Text(options, style="dim"),
+        *([Text(summary.recall)] if summary.recall else []),
         *(Text(f"Warning: {warning}", style="bold yellow") for warning in summary.warnings),
         _models(summary.models),
         _legend(
