@@ -310,3 +310,10 @@ def test_dtypes_and_strides():
 def test_options_out_of_range(options, says):
     with pytest.raises(YoyoError, match=says):
         fuse(learned(3, 0.1, (20,)), **{"consensus": "recall", "name": "w", **options})
+
+
+def test_packed_experts_that_nobody_took_apart_are_refused():
+    tensors = [torch.zeros(2, 300, 300) for _ in range(3)]
+    with pytest.raises(YoyoError, match=r"packed: shape.*90,000 inputs.*experts: separate"):
+        fuse(tensors, consensus="recall", name="packed")
+    fuse(tensors, consensus="recall", name="packed", experts="separate")
