@@ -49,15 +49,15 @@ def check_anchor(anchor: int | None, center: str, count: int, name: str) -> None
 
 
 def check_kind(kind: Kind, shape: Sequence[int], name: str) -> None:
-    """Raises YoyoError unless a tensor, or an expert, of this shape can be recalled as that kind."""
+    """Raises YoyoError unless recall can take a tensor, or an expert, of this shape for that."""
     fits = {"linear": len(shape) > 1, "transposed": len(shape) == 2}
     if not fits.get(kind, True):
         raise YoyoError(f"{name}: kind: {kind} expects a matrix; got shape {list(shape)}.")
     inputs = prod(shape[1:]) if kind in ("linear", "auto") else 0
     if inputs > MAX_INPUTS:
         raise YoyoError(
-            f"{name}: shape {list(shape)} would be one linear layer of {inputs:,} inputs, and recall "
-            "needs a matrix of inputs x inputs. Packed experts: set experts: separate; a table of "
+            f"{name}: shape {list(shape)} would be one linear layer of {inputs:,} inputs, and "
+            "recall needs a matrix of inputs x inputs. Packed experts: set experts: separate; a table of "
             "embeddings: kind: embedding."
         )
 
