@@ -57,8 +57,8 @@ def check_kind(kind: Kind, shape: Sequence[int], name: str) -> None:
     if inputs > MAX_INPUTS:
         raise YoyoError(
             f"{name}: shape {list(shape)} would be one linear layer of {inputs:,} inputs, and "
-            "recall needs a matrix of inputs x inputs. Packed experts: set experts: separate; a table of "
-            "embeddings: kind: embedding."
+            "recall needs a matrix of inputs x inputs. Set experts: separate for packed experts, "
+            "kind: embedding for a table."
         )
 
 
