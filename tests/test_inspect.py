@@ -1,6 +1,7 @@
 """`mergekit-yoyo inspect`: each planted fault is found and named, and the merge agrees."""
 
 import json
+import math
 import os
 import re
 import shutil
@@ -461,21 +462,28 @@ def command(
 def test_recall_is_shown(
     command: Callable[..., tuple[int, str, str]], look: Callable[..., Inspection]
 ) -> None:
-    """What its record would say, on average; an anchor is not weighed."""
+    """What its record would say, on average over elements; an anchor is not weighed."""
     extra = "base_model: ./base\n"
     text = recipe(ABC, extra, consensus="recall", center="anchor", recall_strength=1.5)
     reading = look(text).reading
     assert reading is not None
     lines = [look.line for look in reading.looks if look.line is not None]
-    recalled = [sum(line.recalled[0][k] for line in lines) / len(lines) for k in range(3)]
-    weights = [sum(line.weights[0][k] for line in lines) / len(lines) for k in range(3)]
+    sizes = [math.prod(line.shape) for line in lines]
+    recalled, weights = (
+        [
+            sum(getattr(line, field)[0][k] * size for line, size in zip(lines, sizes, strict=True))
+            / sum(sizes)
+            for k in range(3)
+        ]
+        for field in ("recalled", "weights")
+    )
     status, out, _ = command(text)
     assert status == 0
     shown = {" ".join(row.split()) for row in out.splitlines()}
     assert " ".join(["weight", *(f"{x:.2f}" for x in weights)]) in shown
     assert " ".join(["recalled of its own", *(f"{x:.2f}" for x in recalled)]) in shown
     worst = max(line.condition_number[0] or 0 for line in lines)
-    assert f"recall: strength 1.50 to 1.50, condition numbers below {worst:,.0f}" in shown
+    assert f"recall: strength 1.50, condition numbers below {worst:,.0f}" in shown
 
 
 def test_status_and_last_line(command: Callable[..., tuple[int, str, str]]) -> None:

@@ -302,7 +302,12 @@ def test_terminal_fits_80_columns_and_says_it(record):
 def test_long_names_get_numbers_that_the_first_table_explains(tmp_path):
     models = [f"org/model-{i}-with-a-name-that-fills-a-line-by-itself" for i in range(6)]
     path = write_record(tmp_path / "r.jsonl", header(models), small_lines(models))
-    for arguments in ((path,), (path, path)):
+    halved = [
+        line.model_copy(update={"weights": [[w / 2 for w in row] for row in line.weights]})
+        for line in small_lines(models)
+    ]
+    other = write_record(tmp_path / "halved.jsonl", header(models), halved)
+    for arguments in ((path,), (path, other)):
         output = report(*arguments).output
         assert max(map(len, output.splitlines())) <= 80
         assert all(re.search(rf" \[{i}\].*\s+model-{i - 1}", output) for i in range(1, 7))
@@ -362,6 +367,48 @@ def test_comparison_is_that_of_the_lines(tmp_path):
     assert re.search(r"center +geometric_median +coordinate_median +14", result.output)
     assert re.search(r"down_proj +-0\.050 +\+0\.000", result.output)
     assert "Warning: only in B: lm_head.weight." in result.output
+
+
+def test_two_recalls_differ_in_what_they_give_back_while_no_weight_does(tmp_path):
+    models, order = ["./a", "./b", "./c"], [2, 0, 1]
+
+    def recalls(name: str, order: list[int], factor: float) -> Path:
+        lines = [
+            line.model_copy(
+                update={
+                    "inputs": [models[i] for i in order],
+                    "consensus": "recall",
+                    "recalled": [
+                        [factor * (0.1 * i + 0.2 * line.name.startswith("model.e")) for i in order]
+                    ]
+                    * len(line.weights),
+                    **{
+                        field: [[row[i] for i in order] for row in getattr(line, field)]
+                        for field in ("weights", "norms", "residual_norms", "center_weights")
+                    },
+                    "cosines": [[0.0] * 3] * len(line.weights),
+                    "warnings": [],
+                }
+            )
+            for line in small_lines(models)
+        ]
+        head = header([models[i] for i in order], parameters={"recall_strength": factor})
+        return write_record(tmp_path / name, head, lines)
+
+    a, b = recalls("a.jsonl", [0, 1, 2], 1.0), recalls("b.jsonl", order, 3.0)
+    sizes = {line["name"]: np.prod(line["shape"]) for line in raw(a)}
+    share = sizes["model.embed_tokens.weight"] / sum(sizes.values())
+    found = compare_records(read_record(a), read_record(b)).models
+    for i, model in enumerate(found):
+        assert model.recalled_a == pytest.approx(0.1 * i + 0.2 * share)
+        assert model.recalled_b == pytest.approx(3 * model.recalled_a)
+    shown = report(a, b).output
+    assert max(map(len, shown.splitlines())) <= 80
+    for model in found:
+        numbers = rf"{model.recalled_a:.3f} +{model.recalled_b:.3f}"
+        assert re.search(rf" {model.short} .* 0\.000 +0 +0 +{numbers} ", shown)
+    assert shown.rstrip().endswith("no weight differs beyond the record's six digits")
+    assert "mean change" not in shown
 
 
 def test_only_merges_of_the_same_inputs_are_compared(record, tmp_path):

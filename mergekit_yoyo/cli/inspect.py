@@ -133,7 +133,8 @@ def _show_distances(seen: "Inspection", reading: "Reading", out: Console) -> Non
     if strengths:
         conditions = [tensor.condition for tensor in tensors if tensor.condition is not None]
         worst = f", condition numbers below {max(conditions):,.0f}" if conditions else ""
-        out.print(f"recall: strength {min(strengths):.2f} to {max(strengths):.2f}{worst}")
+        low, high = f"{min(strengths):.2f}", f"{max(strengths):.2f}"
+        out.print(f"recall: strength {low}{f' to {high}' if high != low else ''}{worst}")
 
     layers = grouped((t for t in tensors if t.place.layer is not None), lambda t: t.place.layer)
     if len(layers) > 1:

@@ -90,9 +90,9 @@ def distances_of(line: TensorLine) -> TensorDistances:
 
 def spread(tensors: Iterable[TensorDistances], model: str) -> float:
     """A model's distance from the center over many tensors, by their elements; NaN for none."""
-    found = [(t.distances[model] ** 2, t.elements) for t in tensors if model in t.distances]
-    total = sum(elements for _, elements in found)
-    return math.sqrt(sum(d * n for d, n in found) / total) if total else math.nan
+    return math.sqrt(
+        _by_elements((t.distances[model] ** 2, t.elements) for t in tensors if model in t.distances)
+    )
 
 
 def grouped(
@@ -106,20 +106,19 @@ def grouped(
 
 
 def mean_weight(tensors: Iterable[TensorDistances], model: str) -> float:
-    """What a model weighs on average, each tensor counting once; NaN if it is not weighed."""
-    return _mean([t.weights[model] for t in tensors if model in t.weights])
+    """What a model weighs on average, by the tensors' elements; NaN if it is not weighed."""
+    return _by_elements((t.weights[model], t.elements) for t in tensors if model in t.weights)
 
 
 def mean_recalled(tensors: Iterable[TensorDistances], model: str) -> float:
-    """How much of what is its own a model has back, each tensor counting once; NaN for none."""
-    return _mean([t.recalled[model] for t in tensors if model in t.recalled])
+    """How much of what is its own a model has back, by the tensors' elements; NaN for none."""
+    return _by_elements((t.recalled[model], t.elements) for t in tensors if model in t.recalled)
 
 
 def mean_cosine(tensors: Sequence[TensorDistances], one: str, other: str) -> float:
     """Between two models' weights, by the tensors' elements; NaN if they never meet."""
     both = [t for t in tensors if one in t.distances and other in t.distances]
-    total = sum(t.elements for t in both)
-    return sum(t.cosine(one, other) * t.elements for t in both) / total if total else math.nan
+    return _by_elements((t.cosine(one, other), t.elements) for t in both)
 
 
 def mean_residual_cosine(tensors: Sequence[TensorDistances], one: str, other: str) -> float | None:
@@ -160,6 +159,13 @@ def _means(models: Sequence[str], rows: Sequence[Sequence[float | None]]) -> dic
         for k, model in enumerate(models)
     }
     return {model: value for model, value in means.items() if value == value}
+
+
+def _by_elements(values: Iterable[tuple[float, int]]) -> float:
+    """The mean of values, each with the number of elements it stands for; NaN for none."""
+    found = list(values)
+    total = sum(elements for _, elements in found)
+    return sum(value * elements for value, elements in found) / total if total else math.nan
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -10,6 +10,7 @@ from mergekit_yoyo.errors import YoyoError
 from mergekit_yoyo.record.layers import Place
 from mergekit_yoyo.record.reading import Record
 from mergekit_yoyo.record.schema import Scalar
+from mergekit_yoyo.report.grid import over_elements
 from mergekit_yoyo.report.measures import Array, Measures, mean, measure, models_of
 from mergekit_yoyo.report.summary import short_names
 
@@ -29,8 +30,9 @@ class OptionChange:
 
 @dataclass(frozen=True)
 class ModelChange:
-    """One model's mean weights over all elements, the mean size of its change, and in how many
-    problems each merge rejected it."""
+    """One model's mean weights over all elements, the mean size of its change, in how many
+    problems each merge rejected it, and how much of its own residual each gives back: mean over
+    all elements, NaN without recall."""
 
     name: str
     short: str
@@ -39,6 +41,8 @@ class ModelChange:
     change: float
     rejected_a: int
     rejected_b: int
+    recalled_a: float
+    recalled_b: float
 
 
 @dataclass(frozen=True)
@@ -165,9 +169,12 @@ def _models(
 ) -> list[ModelChange]:
     if not both:
         return []
-    elements = np.array([one.elements for one, _ in both], dtype=np.float64)[:, None]
-    a = mean(np.stack([one.weight for one, _ in both]), axis=0, weights=elements)
-    b = mean(np.stack([other.weight[order] for _, other in both]), axis=0, weights=elements)
+    here, there = [one for one, _ in both], [other for _, other in both]
+    shape = (len(names),)
+    a = over_elements(here, lambda t: t.weight, shape)
+    b = over_elements(there, lambda t: t.weight[order], shape)
+    recalled_a = over_elements(here, lambda t: mean(t.recalled, axis=0), shape)
+    recalled_b = over_elements(there, lambda t: mean(t.recalled, axis=0)[order], shape)
     sizes = _mean_change(changes, sizes=True)
     rejected_a = np.sum([one.rejected for one, _ in both], axis=0)
     rejected_b = np.sum([other.rejected[order] for _, other in both], axis=0)
@@ -180,6 +187,8 @@ def _models(
             change=float(sizes[i]),
             rejected_a=int(rejected_a[i]),
             rejected_b=int(rejected_b[i]),
+            recalled_a=float(recalled_a[i]),
+            recalled_b=float(recalled_b[i]),
         )
         for i, (name, short) in enumerate(short_names(names).items())
     ]

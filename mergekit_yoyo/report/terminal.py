@@ -24,6 +24,7 @@ _BLOCKS = " ▏▎▍▌▋▊▉█"
 _LEVELS = "▁▂▃▄▅▆▇█"
 _BAR = 8
 _MAX_COLUMNS = 4  # models side by side with the names of tensors
+_RECALLED = "recalled: how much of its own difference from the center a model has back."
 _NAMES_WIDTH = 36  # of all names side by side; longer ones get numbers
 
 
@@ -48,7 +49,7 @@ def render_summary(summary: Summary) -> RenderableType:
             "center, where 1 is the size of the weights themselves. size: the norm, in units of "
             "the median input's."
             + (
-                " recalled: how much of its own difference from the center a model has back."
+                f" {_RECALLED}"
                 if any(not math.isnan(model.recalled) for model in summary.models)
                 else ""
             )
@@ -86,8 +87,13 @@ def render_comparison(comparison: Comparison) -> RenderableType:
         options.add_row(option.name, option.a, option.b, f"{option.tensors:,}")
     parts.append(options if comparison.options else Text("the same options in every tensor"))
     parts += [Text(f"Warning: {text}", style="bold yellow") for text in comparison.warnings]
-    totals = _table("model", "weight A", "B", "|change|", "rejected A", "B")
+    recalled = not all(
+        math.isnan(model.recalled_a) and math.isnan(model.recalled_b) for model in comparison.models
+    )
+    more = ["recalled A", "B"] if recalled else []
+    totals = _table("model", "weight A", "B", "|change|", "rejected A", "B", *more)
     for mark, model in zip(names, comparison.models, strict=True):
+        back = [_number(model.recalled_a), _number(model.recalled_b)] if recalled else []
         totals.add_row(
             _label(mark, model.short),
             _weight(model.a),
@@ -95,8 +101,17 @@ def render_comparison(comparison: Comparison) -> RenderableType:
             _weight(model.change),
             f"{model.rejected_a:,}",
             f"{model.rejected_b:,}",
+            *back,
         )
-    parts += [totals, _legend("change: B's weight less A's, its size averaged over all elements.")]
+    parts += [
+        totals,
+        _legend(
+            "change: B's weight less A's, its size averaged over all elements."
+            + (f" {_RECALLED}" if recalled else "")
+        ),
+    ]
+    if not comparison.largest:
+        return Group(*parts, Text("no weight differs beyond the record's six digits"))
     shown = names[:_MAX_COLUMNS]
     for title, rows in (("module kind", comparison.kinds), ("layer", comparison.layers)):
         if rows:
@@ -109,10 +124,7 @@ def render_comparison(comparison: Comparison) -> RenderableType:
         largest.add_row(
             Text(changed.name.removesuffix(".weight")), *map(_signed, changed.change[: len(shown)])
         )
-    if comparison.largest:
-        parts.append(largest)
-    else:
-        parts.append(Text("no weight differs beyond the record's six digits"))
+    parts.append(largest)
     if len(names) > len(shown):
         parts.append(_legend(f"shown for the first {len(shown)} models."))
     return Group(*parts)
