@@ -261,6 +261,12 @@ def test_a_constant_that_trusts_nobody_leaves_the_mean(kind):
     assert relative_error(result.tensor, sum(tensors) / 4) <= 1e-14
 
 
+def test_residuals_whose_squares_underflow_count_as_zero():
+    tensors = [1e-158 * x for x in learned(3, 0.05, (12, 10))]
+    merge = fuse(tensors, consensus="recall").tensor
+    assert relative_error(1e158 * merge, sum(1e158 * x for x in tensors) / 3) <= 1e-14
+
+
 def test_a_coordinate_median_to_start_from_leads_to_the_same_center():
     tensors = learned(5, 0.02, (30, 20))
     merge, details = move_of(tensors)
@@ -304,3 +310,10 @@ def test_dtypes_and_strides():
 def test_options_out_of_range(options, says):
     with pytest.raises(YoyoError, match=says):
         fuse(learned(3, 0.1, (20,)), **{"consensus": "recall", "name": "w", **options})
+
+
+def test_packed_experts_that_nobody_took_apart_are_refused():
+    tensors = [torch.zeros(2, 300, 300) for _ in range(3)]
+    with pytest.raises(YoyoError, match=r"packed: shape.*90,000 inputs.*experts: separate"):
+        fuse(tensors, consensus="recall", name="packed")
+    fuse(tensors, consensus="recall", name="packed", experts="separate")

@@ -223,7 +223,7 @@ def test_warnings_are_added_up(tmp_path):
     assert re.match(
         r"The weights of broken are (9|10)\d(\.\d)? times as large.*median", warnings[2]
     )
-    assert warnings[3] == "The geometric median did not converge in 1 of 14 tensors."
+    assert warnings[3] == "The center did not converge in 1 of 14 tensors."
     assert len(warnings) == 4
 
 

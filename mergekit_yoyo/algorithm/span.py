@@ -69,7 +69,8 @@ class Span:
         squares = np.einsum("bkm,bmn,bkn->bk", rows, self.gram, rows)
         # what was added up sets the round-off, not what is left of it
         entered = np.abs(inputs) + np.einsum("bk,bkm->bm", weights, np.abs(inputs))[:, None]
-        return np.where(squares > _square_noise(entered, self.gram), squares, 0.0)
+        noise = np.maximum(_square_noise(entered, self.gram), np.finfo(float).tiny)
+        return np.where(squares > noise, squares, 0.0)
 
 
 def span_of(

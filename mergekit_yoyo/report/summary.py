@@ -196,7 +196,7 @@ def _warnings(
             )
     sentences: dict[Kind, str] = {
         "identical": "All inputs were identical in {} of {} tensors.",
-        "not_converged": "The geometric median did not converge in {} of {} tensors.",
+        "not_converged": "The center did not converge in {} of {} tensors.",
         "alone": "Too few inputs to recall from (less than three that differ) in {} of {} tensors: "
         "those are plain averages.",
     }
