@@ -22,7 +22,7 @@ _YOYO_SENTENCES = (
     "scale and norm of the inputs; no data, training or base model is needed."
 )
 _RECALL_SENTENCES = (
-    "Its consensus is recall: around a robust center or the base model, without outliers, what sets "
+    "Its consensus is recall: around a robust center or the base model, outliers aside, what sets "
     "each input apart counts where in the input space of the layer that input had moved, so that "
     "each keeps what it learned; no data or training is needed."
 )
