@@ -16,6 +16,7 @@ import click
 import numpy as np
 from selenium import webdriver
 
+from mergekit_yoyo.algorithm.trust import REJECTED
 from mergekit_yoyo.record.layers import place_of
 from mergekit_yoyo.record.reading import read_record
 from mergekit_yoyo.record.schema import Finding, Header, TensorLine
@@ -23,7 +24,6 @@ from mergekit_yoyo.report import render_page, summarize
 
 MODELS = ["example/Instruct", "example/Thinking", "example/Coder"]
 HIDDEN, WIDE, HEADS, VOCABULARY = 2048, 768, 4096, 151_936
-REJECTED = 1e-3
 BROWSER = (
     "--headless=new",
     "--no-sandbox",

@@ -1,6 +1,7 @@
 """For the tests of `report`: records with plausible numbers, and a real Chromium."""
 
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,17 +12,11 @@ from selenium import webdriver
 
 from mergekit_yoyo.record.schema import Finding, Header, TensorLine, pairs
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
+
+from report_size import BROWSER
+
 REJECTED = 1e-3
-QUIET = (
-    "--headless=new",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-)
 
 
 def tensor_line(
@@ -130,7 +125,7 @@ def chromium(profile: Path, width: int = 1400, *, dark: bool = False) -> Iterato
         )
     options = webdriver.ChromeOptions()
     options.binary_location = browser
-    for argument in (*QUIET, f"--user-data-dir={profile}"):
+    for argument in (*BROWSER, f"--user-data-dir={profile}"):
         options.add_argument(argument)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     chrome = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))

@@ -72,7 +72,7 @@ def merge_in_input_spaces(
     inputs = [view(x, kind) for x in tensors]
     outputs = None if out is None else view(out, kind)
     recalled, conditions = [], []
-    step = work.problems_at_once(inputs[0].shape, len(inputs), inputs[0].device)
+    step = work.problems_at_once(inputs[0].shape, len(inputs))
     for start in range(0, len(inputs[0]), step):
         part = slice(start, start + step)
         group = work([x[part] for x in inputs], weighing.of(part))
@@ -116,7 +116,7 @@ class _Group:
         self.nobody = self._on_device((weighing.trust.sum(1) == 0).astype(float))
 
     @classmethod
-    def problems_at_once(cls, shape: Sequence[int], count: int, device: torch.device) -> int:
+    def problems_at_once(cls, shape: Sequence[int], count: int) -> int:
         """How many problems of the shape [B, rows, width] fit into the memory meant for them."""
         raise NotImplementedError
 
@@ -203,7 +203,7 @@ class _Matrices(_Group):
         return self.trust[k] * (self.weighing.ridge / self.width)
 
     @classmethod
-    def problems_at_once(cls, shape: Sequence[int], count: int, device: torch.device) -> int:
+    def problems_at_once(cls, shape: Sequence[int], count: int) -> int:
         kept = 1 if _is_wide(*shape[1:]) else 1 + count
         return max(1, int(MATRICES_BYTES // (kept * shape[2] ** 2 * 8)))
 
@@ -234,7 +234,7 @@ class _Rows(_Group):
     max_rows = 2**16
 
     @classmethod
-    def problems_at_once(cls, shape: Sequence[int], count: int, device: torch.device) -> int:
+    def problems_at_once(cls, shape: Sequence[int], count: int) -> int:
         return shape[0]
 
     def in_own_spaces(self, residuals: dict[int, Tensor]) -> dict[int, Tensor]:

@@ -44,27 +44,24 @@ def trusted_center(
     If tukey_c is so small that nobody is trusted, the center is the mean of all.
     """
     problems, count, _ = residual_gram.shape
-    inputs = [k for k in range(count) if k != anchor]
+    if anchor is not None:
+        weights = np.zeros((problems, count))
+        inputs = [k for k in range(count) if k != anchor]
+        of_inputs = residual_gram[:, inputs][:, :, inputs]
+        weights[:, inputs] = _weights(of_inputs, noise, tukey_c, eps)
+        return Trust(
+            weights=weights,
+            center=np.broadcast_to(np.eye(count)[anchor], weights.shape),
+            residual_gram=residual_gram,
+            iterations=np.zeros(problems, dtype=np.int64),
+            status=np.full(problems, "direct"),
+        )
     center = np.zeros((problems, count))  # m = first center + sum_k center_k R_k
     weights = np.zeros((problems, count))
     iterations = np.zeros(problems, dtype=np.int64)
     moving = np.ones(problems, dtype=bool)
     while moving.any() and iterations.max() < MAX_ROUNDS:
-        gram = _around(center, residual_gram)
-        distances = np.sqrt(np.maximum(np.diagonal(gram, axis1=1, axis2=2), 0.0))[:, inputs]
-        distances = np.where(distances > noise[:, None], distances, 0.0)
-        scale = mad_scale(distances, 1, "standard")[:, None]
-        new = np.zeros_like(weights)
-        new[:, inputs] = tukey_weights(distances, scale, tukey_c, eps)
-        new[new < REJECTED] = 0.0
-        if anchor is not None:
-            return Trust(
-                weights=new,
-                center=np.broadcast_to(np.eye(count)[anchor], weights.shape),
-                residual_gram=residual_gram,
-                iterations=iterations,
-                status=np.full(problems, "direct"),
-            )
+        new = _weights(_around(center, residual_gram), noise, tukey_c, eps)
         new[~moving] = weights[~moving]
         iterations += moving
         moving &= np.abs(new - weights).max(1) > STILL
@@ -92,6 +89,14 @@ def closed_form_strength(weights: Array, *, anchored: bool) -> Array:
     effective = weights.sum(1) ** 2 / np.maximum((weights**2).sum(1), np.finfo(float).tiny)
     strength = np.minimum((effective - 1) / np.maximum(effective - 2, 1e-3), MAX_STRENGTH)
     return np.where(kept > 2, strength, 0.0)
+
+
+def _weights(gram: Array, noise: Array, tukey_c: float, eps: float) -> Array:
+    """[B, K], omega_k from the Gram matrix of the residuals."""
+    distances = np.sqrt(np.maximum(np.diagonal(gram, axis1=1, axis2=2), 0.0))
+    distances = np.where(distances > noise[:, None], distances, 0.0)
+    weights = tukey_weights(distances, mad_scale(distances, 1, "standard")[:, None], tukey_c, eps)
+    return np.where(weights < REJECTED, 0.0, weights)
 
 
 def _around(center: Array, residual_gram: Array) -> Array:

@@ -17,7 +17,7 @@ from safetensors import safe_open
 
 from mergekit_yoyo.errors import YoyoError
 from mergekit_yoyo.method.module_kind import prepare_kinds
-from mergekit_yoyo.method.refusal import PlanError
+from mergekit_yoyo.method.refusal import PlanError, refusals
 from mergekit_yoyo.record import recorder
 
 # the tensors that hold scales and codes beside or instead of a quantized weight
@@ -138,15 +138,13 @@ def _check_anchor(task: Any) -> None:
 
 def _check_model_class(task: Any) -> None:
     if task.parameters["consensus"] == "recall":
-        try:
+        with refusals(PlanError):
             prepare_kinds(task.model_order[0])
-        except YoyoError as error:
-            raise PlanError(str(error)) from error
 
 
 def _plan_record(task: Any) -> None:
     if report := task.parameters["report"]:
-        try:
+        with refusals(PlanError):
             recorder.plan(
                 report,
                 task.output_weight.name,
@@ -154,8 +152,6 @@ def _plan_record(task: Any) -> None:
                 None if task.base_model is None else str(task.base_model),
                 optional=task.output_weight.optional,
             )
-        except YoyoError as error:
-            raise PlanError(str(error)) from error
 
 
 def _has_weight(task: Any, model: ModelReference) -> bool:

@@ -23,9 +23,9 @@ class PlanError(click.ClickException):
 
 
 @contextmanager
-def refusals() -> Iterator[None]:
-    """Turns a YoyoError into a MergeError."""
+def refusals(kind: type[click.ClickException] = MergeError) -> Iterator[None]:
+    """Turns a YoyoError into a MergeError, or into a PlanError for a task that is planned."""
     try:
         yield
     except YoyoError as error:
-        raise MergeError(str(error)) from error
+        raise kind(str(error)) from error
