@@ -18,9 +18,10 @@ from pathlib import Path
 import torch
 import transformers
 
-from mergekit_yoyo.finish.weights import TensorInfo, write_checkpoint
 from mergekit_yoyo.inspection import inspect
 from mergekit_yoyo.inspection.resources import peak_bytes
+from mergekit_yoyo.model.checkpoint import TensorInfo
+from mergekit_yoyo.model.writing import write_checkpoint
 from mergekit_yoyo.staging import format_bytes
 
 MODELS = 3

@@ -161,7 +161,8 @@ def test_shards_have_an_index_in_hub_style(merge: Path, place: Path, tmp_path: P
 
 
 def test_written_files_are_those_of_safetensors(tmp_path: Path) -> None:
-    from mergekit_yoyo.finish.weights import TensorInfo, write_checkpoint
+    from mergekit_yoyo.model.checkpoint import TensorInfo
+    from mergekit_yoyo.model.writing import write_checkpoint
 
     torch.manual_seed(0)
     tensors = {
@@ -175,7 +176,8 @@ def test_written_files_are_those_of_safetensors(tmp_path: Path) -> None:
 
 
 def test_a_file_with_two_names_is_written_under_one(tmp_path: Path) -> None:
-    from mergekit_yoyo.finish.weights import INDEX_FILE, TensorInfo, write_checkpoint
+    from mergekit_yoyo.model.checkpoint import INDEX_FILE, TensorInfo
+    from mergekit_yoyo.model.writing import write_checkpoint
 
     (tmp_path / "original").mkdir()
     (tmp_path / "new").mkdir()
@@ -192,7 +194,7 @@ def test_a_file_with_two_names_is_written_under_one(tmp_path: Path) -> None:
 
 
 def test_files_of_another_checkpoint_are_not_mixed_in(tmp_path: Path) -> None:
-    from mergekit_yoyo.finish.weights import INDEX_FILE, Checkpoint
+    from mergekit_yoyo.model.checkpoint import INDEX_FILE, Checkpoint
 
     def refused(message: str) -> None:
         with pytest.raises(YoyoError, match=message):
@@ -296,7 +298,7 @@ def test_slices_that_break_a_pattern_keep_each_layers_type(place: Path, tmp_path
 
 def test_lists_of_layers_follow_the_slices(place: Path) -> None:
     from mergekit_yoyo.finish.config import finished_config
-    from mergekit_yoyo.finish.weights import Checkpoint, TensorInfo
+    from mergekit_yoyo.model.checkpoint import Checkpoint, TensorInfo
 
     with Checkpoint(place / "qwen3_moe") as checkpoint:
         tensors = checkpoint.tensors
@@ -382,7 +384,7 @@ def test_files_that_mergekit_forgot_are_brought_along(place: Path, merge: Path) 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_both_spellings_stand_side_by_side(place: Path, family: str) -> None:
     from mergekit_yoyo.finish.config import both_styles
-    from mergekit_yoyo.finish.layout import config_from
+    from mergekit_yoyo.model.layout import config_from
 
     older = json.loads((place / family / "config.json").read_text())
     newer = json.loads((place / f"{family}-merged" / "config.json").read_text())
@@ -508,9 +510,9 @@ def test_the_card_says_where_the_merge_comes_from(place: Path, merge: Path) -> N
 
 def test_the_card_names_each_input_and_the_method(place: Path) -> None:
     from mergekit_yoyo.finish.body import finished_card
-    from mergekit_yoyo.finish.recipe import read_recipe
+    from mergekit_yoyo.model.merge_yaml import read_merge_yaml
 
-    card, notes = finished_card("", "mine", read_recipe(place / "linear.yml"), {})
+    card, notes = finished_card("", "mine", read_merge_yaml(place / "linear.yml"), {})
     assert "| `llama` (local) | apache-2.0 |" in card
     assert "| `llama-other` (local) | apache-2.0 |" in card
     assert "\n# mine\n" in card
@@ -552,7 +554,7 @@ def test_base_model_lists_hub_names_and_keeps_the_users(
 ) -> None:
     from mergekit_yoyo.card import read_metadata
     from mergekit_yoyo.finish.body import finished_card
-    from mergekit_yoyo.finish.recipe import read_recipe
+    from mergekit_yoyo.model.merge_yaml import read_merge_yaml
 
     monkeypatch.chdir(place)  # where models/a is a folder
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
@@ -562,7 +564,7 @@ def test_base_model_lists_hub_names_and_keeps_the_users(
     )
     # mergekit lists models/a as if it were a name on the Hub
     present = "---\nbase_model:\n- models/a\n- tiny/absent\n- my/own\ntags: mine\n---\n# T\n"
-    card, notes = finished_card(present, "mine", read_recipe(Path("two.yml")), {})
+    card, notes = finished_card(present, "mine", read_merge_yaml(Path("two.yml")), {})
     metadata = read_metadata(card)
     assert metadata["base_model"] == ["tiny/absent", "my/own"]
     assert metadata["base_model_relation"] == "merge"

@@ -16,8 +16,10 @@ ALLOWED = {
     "method": {"algorithm", "method", "record", "errors", "mergekit", "transformers", "click"},
     "report": {"report", "record", "errors"},
     "card": {"card", "errors"},
+    "model": {"model", "card", "errors", "mergekit", "transformers"},
     "finish": {
         "finish",
+        "model",
         "record",
         "report",
         "card",
@@ -29,13 +31,14 @@ ALLOWED = {
     "inspection": {
         "inspection",
         "finish",
+        "model",
         "method",
         "record",
         "staging",
         "errors",
         "mergekit",
     },
-    "mlx": {"mlx", "finish", "card", "staging", "errors", "mlx_lm", "transformers"},
+    "mlx": {"mlx", "model", "card", "staging", "errors", "mlx_lm", "transformers"},
     "scores": {"scores", "card", "staging", "seven_tasks", "errors"},
     "evaluation": {
         "evaluation",

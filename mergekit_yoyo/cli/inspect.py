@@ -64,9 +64,9 @@ def command(merge_yaml: Path, quick: bool, output: Path) -> None:
 
 def show(seen: "Inspection", file: Path, out: Console) -> None:
     """Print an inspection: the models, what is wrong, the distances, and last the verdict."""
-    config = seen.recipe.config
+    config = seen.merge_yaml.config
     dtype = config.out_dtype or config.dtype
-    out.print(f"{file}: {seen.recipe.method}{f' in {dtype}' if dtype else ''}")
+    out.print(f"{file}: {seen.merge_yaml.method}{f' in {dtype}' if dtype else ''}")
     for label, item in zip(_labels(len(seen.inputs)), seen.inputs, strict=True):
         out.print(f"  {label}  {item}: {item.summary}")
     levels: tuple[Level, ...] = ("error", "warning", "note")
@@ -105,7 +105,7 @@ def _show_distances(seen: "Inspection", reading: "Reading", out: Console) -> Non
     tensors = reading.tensors
     models = [str(item) for item in seen.inputs]
     labels = _labels(len(models))
-    ours = seen.recipe.method == "yoyo_fusion"
+    ours = seen.merge_yaml.method == "yoyo_fusion"
 
     table = Table(box=None, pad_edge=False)
     table.add_column("% from the center")

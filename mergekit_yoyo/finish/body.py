@@ -9,8 +9,8 @@ from typing import Any
 
 from mergekit_yoyo import card as cards
 from mergekit_yoyo.errors import YoyoError
-from mergekit_yoyo.finish.donor import card_of
-from mergekit_yoyo.finish.recipe import ModelName, Recipe
+from mergekit_yoyo.model.donor import card_of
+from mergekit_yoyo.model.merge_yaml import MergeYaml, ModelName
 
 SECTION = "merge"
 _PACKAGES = ("mergekit", "mergekit-yoyo", "transformers", "torch")
@@ -29,7 +29,7 @@ _RECALL_SENTENCES = (
 
 
 def finished_card(
-    present: str, name: str, recipe: Recipe, weights: Mapping[str, float]
+    present: str, name: str, merge_yaml: MergeYaml, weights: Mapping[str, float]
 ) -> tuple[str, list[str]]:
     """The model card of a merge, and notes on what could not be said in it.
 
@@ -40,16 +40,16 @@ def finished_card(
     Args:
         present: the card as it is, or an empty text.
         name: what the model will be called: title of a new card, name in its examples.
-        recipe: the merge YAML.
+        merge_yaml: the merge YAML.
         weights: what each input weighed, by name; of those that are known.
 
     Raises:
         YoyoError: the card as it is has front matter or markers that cannot be read.
     """
     metadata = cards.read_metadata(present)
-    inputs = {str(model): _metadata_of(model) for model in recipe.inputs}
+    inputs = {str(model): _metadata_of(model) for model in merge_yaml.inputs}
     carried = cards.carry(inputs)
-    hub = list(dict.fromkeys(model.path for model in recipe.inputs if model.on_hub))
+    hub = list(dict.fromkeys(model.path for model in merge_yaml.inputs if model.on_hub))
     notes = [
         f"{path}: taken for a name on the Hub, though no card of it is at hand"
         for path in hub
@@ -59,7 +59,7 @@ def finished_card(
     names = _listed(metadata.get("base_model"))
     bases = hub + [n for n in names if n not in inputs and n not in hub]
     tags = _listed(metadata.get("tags"))
-    ours = ["mergekit", "merge"] + ["yoyo-fusion"] * (recipe.method == "yoyo_fusion")
+    ours = ["mergekit", "merge"] + ["yoyo-fusion"] * (merge_yaml.method == "yoyo_fusion")
     changes: dict[str, Any] = {
         "base_model": bases or None,
         "base_model_relation": "merge" if bases else None,
@@ -71,8 +71,8 @@ def finished_card(
     for key in ("language", "pipeline_tag"):
         if key in carried.metadata and key not in metadata:
             changes[key] = carried.metadata[key]
-    card = cards.update_metadata(_without_mergekits_body(present, recipe, name), changes)
-    section = _section(name, recipe, carried.licenses, weights)
+    card = cards.update_metadata(_without_mergekits_body(present, merge_yaml, name), changes)
+    section = _section(name, merge_yaml, carried.licenses, weights)
     card = cards.write_section(card, SECTION, section)
     return card, notes + ([] if "license" in metadata else carried.notes)
 
@@ -84,21 +84,21 @@ def upload_command(folder: Path) -> str:
 
 def _section(
     name: str,
-    recipe: Recipe,
+    merge_yaml: MergeYaml,
     licenses: Mapping[str, str | None],
     weights: Mapping[str, float],
 ) -> str:
     rows = ["| model | license |", "|---|---|"]
     if weights:
         rows = ["| model | license | mean weight |", "|---|---|---:|"]
-    for model in recipe.inputs:
+    for model in merge_yaml.inputs:
         # A local folder is of no use to a reader, and its path may be nobody's business.
         shown = (
             f"[{model}](https://huggingface.co/{model})"
             if model.on_hub
             else (f"`{Path(model.path).name}` (local)")
         )
-        shown += " (base)" if model == recipe.base else ""
+        shown += " (base)" if model == merge_yaml.base else ""
         row = f"| {shown} | {licenses[str(model)] or 'not stated'} |"
         if weights:
             weight = weights.get(str(model))
@@ -111,12 +111,12 @@ def _section(
         [
             "## How it was made",
             "",
-            _method(recipe),
+            _method(merge_yaml),
             "",
             *rows,
             "",
             "```yaml",
-            recipe.text.strip(),
+            merge_yaml.text.strip(),
             "```",
             "",
             "To reproduce it, save the YAML above as `merge.yml`:",
@@ -145,11 +145,11 @@ def _section(
     )
 
 
-def _method(recipe: Recipe) -> str:
+def _method(merge_yaml: MergeYaml) -> str:
     """What the merge method is, with its reference from mergekit's registry."""
     from mergekit import merge_methods
 
-    name = recipe.method
+    name = merge_yaml.method
     try:
         spec = merge_methods.get(name).spec
         title, url = spec.pretty_name or name, (spec.reference_url or "").strip()
@@ -162,7 +162,7 @@ def _method(recipe: Recipe) -> str:
     )
     if name != "yoyo_fusion":
         return made
-    recalls = (recipe.config.parameters or {}).get("consensus") == "recall"
+    recalls = (merge_yaml.config.parameters or {}).get("consensus") == "recall"
     return f"{made} {_RECALL_SENTENCES if recalls else _YOYO_SENTENCES}"
 
 
@@ -174,7 +174,7 @@ def _metadata_of(model: ModelName) -> dict[str, Any] | None:
         return None
 
 
-def _without_mergekits_body(card: str, recipe: Recipe, name: str) -> str:
+def _without_mergekits_body(card: str, merge_yaml: MergeYaml, name: str) -> str:
     """`card` with only front matter and a title, if its body is mergekit's, unchanged, or none."""
     from mergekit.card import CARD_TEMPLATE
 
@@ -185,7 +185,7 @@ def _without_mergekits_body(card: str, recipe: Recipe, name: str) -> str:
         "merge_method": one_line,
         "base_text": one_line,
         "model_list": bullets,
-        "config_yaml": re.escape(recipe.text),
+        "config_yaml": re.escape(merge_yaml.text),
     }
     pattern = re.escape(CARD_TEMPLATE)
     for field, value in fields.items():

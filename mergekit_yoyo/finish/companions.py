@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from mergekit_yoyo.errors import YoyoError
-from mergekit_yoyo.finish.donor import same_tokenizer
-from mergekit_yoyo.finish.recipe import ModelName, Recipe
-from mergekit_yoyo.finish.weights import read_json
+from mergekit_yoyo.model.donor import same_tokenizer
+from mergekit_yoyo.model.json_files import read_json
+from mergekit_yoyo.model.merge_yaml import MergeYaml, ModelName
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -39,7 +39,7 @@ _ID_KEYS = (
 
 
 def missing_files(
-    merge: Path, donor: Path, recipe: Recipe, donor_name: ModelName
+    merge: Path, donor: Path, merge_yaml: MergeYaml, donor_name: ModelName
 ) -> dict[str, bytes]:
     """The donor's files that mergekit did not write, by name.
 
@@ -50,7 +50,11 @@ def missing_files(
         YoyoError: the YAML builds a tokenizer and the run died before it was saved.
     """
     has_tokenizer = any((merge / file).is_file() for file in _VOCABULARIES)
-    if not has_tokenizer and recipe.builds_tokenizer and not _builds_donors(recipe, donor_name):
+    if (
+        not has_tokenizer
+        and merge_yaml.builds_tokenizer
+        and not _builds_donors(merge_yaml, donor_name)
+    ):
         raise YoyoError(
             f"{merge}: its YAML builds a tokenizer and the merge holds none: the run died before "
             "it was saved, and the rows of the embedding cannot be known without. Merge again."
@@ -122,11 +126,11 @@ def json_bytes(values: Mapping[str, Any]) -> bytes:
     return (json.dumps(values, indent=2, ensure_ascii=False) + "\n").encode()
 
 
-def _builds_donors(recipe: Recipe, donor: ModelName) -> bool:
+def _builds_donors(merge_yaml: MergeYaml, donor: ModelName) -> bool:
     """Whether the tokenizer that the YAML builds is just the donor's."""
-    if recipe.config.tokenizer:
+    if merge_yaml.config.tokenizer:
         return False
-    source = recipe.config.tokenizer_source
+    source = merge_yaml.config.tokenizer_source
     return source == "base" or getattr(getattr(source, "model", None), "path", None) == donor.path
 
 

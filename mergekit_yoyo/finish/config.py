@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from mergekit_yoyo.errors import YoyoError
-from mergekit_yoyo.finish.layout import config_from, meta_model
-from mergekit_yoyo.finish.weights import TensorInfo, main_dtype
+from mergekit_yoyo.model.checkpoint import TensorInfo, main_dtype
+from mergekit_yoyo.model.layout import config_from, meta_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -6,7 +6,7 @@ from typing import Any
 
 from mergekit_yoyo import card as cards
 from mergekit_yoyo.finish.body import SECTION
-from mergekit_yoyo.finish.layout import LayoutPlan
+from mergekit_yoyo.model.layout import LayoutPlan
 
 # Loaders that know the original format only.
 _OLDER_LOADERS = "mlx-lm, GGUF converters, several vLLM and GPTQ versions"

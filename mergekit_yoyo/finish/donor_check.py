@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from mergekit_yoyo.errors import YoyoError
 from mergekit_yoyo.finish.config import parameter_name
-from mergekit_yoyo.finish.layout import LayoutPlan, plan_layout
-from mergekit_yoyo.finish.weights import TensorInfo, main_dtype
+from mergekit_yoyo.model.checkpoint import TensorInfo, main_dtype
+from mergekit_yoyo.model.layout import LayoutPlan, plan_layout
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

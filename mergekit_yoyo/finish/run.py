@@ -27,7 +27,6 @@ from mergekit_yoyo.finish.differences import (
     config_difference,
     layout_difference,
 )
-from mergekit_yoyo.finish.donor import Donor, find_donor
 from mergekit_yoyo.finish.donor_check import (
     any_layer,
     check_against_donor,
@@ -35,17 +34,13 @@ from mergekit_yoyo.finish.donor_check import (
     check_model_type,
     lost_precision,
 )
-from mergekit_yoyo.finish.layout import LayoutPlan, config_from, plan_layout
-from mergekit_yoyo.finish.recipe import RECIPE_FILE, Recipe, read_recipe
 from mergekit_yoyo.finish.weighed import weights_of
-from mergekit_yoyo.finish.weights import (
-    DEFAULT_SHARD_SIZE,
-    INDEX_FILE,
-    Checkpoint,
-    read_json,
-    shard,
-    write_checkpoint,
-)
+from mergekit_yoyo.model.checkpoint import INDEX_FILE, Checkpoint
+from mergekit_yoyo.model.donor import Donor, find_donor
+from mergekit_yoyo.model.json_files import read_json
+from mergekit_yoyo.model.layout import LayoutPlan, config_from, plan_layout
+from mergekit_yoyo.model.merge_yaml import MERGE_FILE, MergeYaml, read_merge_yaml
+from mergekit_yoyo.model.writing import DEFAULT_SHARD_SIZE, shard, write_checkpoint
 from mergekit_yoyo.staging import staged_folder
 
 ConfigStyle = Literal["donor", "both"]
@@ -87,10 +82,10 @@ def plan_finish(
     Raises:
         YoyoError: not a merge folder, no donor, or tensors that are not the donor's.
     """
-    recipe = _recipe_of(merge, config)
+    merge_yaml = _merge_yaml_of(merge, config)
     with Checkpoint(merge) as checkpoint:
         tensors = checkpoint.tensors
-    source = find_donor(recipe, merge, donor)
+    source = find_donor(merge_yaml, merge, donor)
     notes = []
 
     donor_config = read_json(source.folder / "config.json")
@@ -112,11 +107,11 @@ def plan_finish(
         for name, what in lost_precision(layout, donor_tensors).items()
     ]
 
-    if recipe.config.chat_template and merged_config is None:
+    if merge_yaml.config.chat_template and merged_config is None:
         notes.append(
             "chat_template of the YAML: the run died before it was set; the donor's is used"
         )
-    files = missing_files(merge, source.folder, recipe, source.name)
+    files = missing_files(merge, source.folder, merge_yaml, source.name)
     notes += renumber_special_tokens(finished.values, merge, source.folder)
     values = both_styles(finished.values) if config_style == "both" else finished.values
     if "rope_parameters" in values and "rope_theta" not in values:
@@ -129,11 +124,11 @@ def plan_finish(
         (source.folder / "config.json").read_bytes() if same else json_bytes(values)
     )
     files |= _generation_settings(merge, source.folder, files.get(GENERATION_FILE))
-    if not (merge / RECIPE_FILE).is_file():
-        files[RECIPE_FILE] = recipe.text.encode()
-    weights, weight_notes = weights_of(merge, recipe)
+    if not (merge / MERGE_FILE).is_file():
+        files[MERGE_FILE] = merge_yaml.text.encode()
+    weights, weight_notes = weights_of(merge, merge_yaml)
     card, card_notes = finished_card(
-        cards.read_card(merge / "README.md"), name or merge.resolve().name, recipe, weights
+        cards.read_card(merge / "README.md"), name or merge.resolve().name, merge_yaml, weights
     )
     cards.check_card(card)
     files["README.md"] = card.encode()
@@ -199,17 +194,17 @@ def finish(
     return target
 
 
-def _recipe_of(merge: Path, config: Path | None) -> Recipe:
+def _merge_yaml_of(merge: Path, config: Path | None) -> MergeYaml:
     if not merge.is_dir():
         raise YoyoError(f"{merge}: expected the folder of a merge; there is no such folder.")
     if config is not None:
-        return read_recipe(config)
-    if not (merge / RECIPE_FILE).is_file():
+        return read_merge_yaml(config)
+    if not (merge / MERGE_FILE).is_file():
         raise YoyoError(
-            f"{merge}: not a merge folder: expected {RECIPE_FILE}, which mergekit writes at the "
+            f"{merge}: not a merge folder: expected {MERGE_FILE}, which mergekit writes at the "
             "end. If its run died before, or wrote no card, give --config MERGE.yml."
         )
-    return read_recipe(merge / RECIPE_FILE)
+    return read_merge_yaml(merge / MERGE_FILE)
 
 
 def _file_differences(merge: Path, files: Mapping[str, bytes]) -> list[Difference]:

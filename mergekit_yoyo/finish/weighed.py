@@ -4,17 +4,17 @@ import math
 from pathlib import Path
 
 from mergekit_yoyo.errors import YoyoError
-from mergekit_yoyo.finish.recipe import Recipe
+from mergekit_yoyo.model.merge_yaml import MergeYaml
 from mergekit_yoyo.record.reading import read_record
 from mergekit_yoyo.report import summarize
 
 
-def weights_of(merge: Path, recipe: Recipe) -> tuple[dict[str, float], list[str]]:
+def weights_of(merge: Path, merge_yaml: MergeYaml) -> tuple[dict[str, float], list[str]]:
     """The mean weight of each input, by its name in the YAML, and notes on why there is none.
 
     The record is looked for where the YAML's `report` says, and by that name in the merge.
     """
-    report = (recipe.config.parameters or {}).get("report")
+    report = (merge_yaml.config.parameters or {}).get("report")
     if not isinstance(report, str):
         return {}, []
     places = (Path(report).expanduser(), merge / Path(report).name)
@@ -25,7 +25,10 @@ def weights_of(merge: Path, recipe: Recipe) -> tuple[dict[str, float], list[str]
         record = read_record(found)
     except YoyoError as error:
         return {}, [f"the card does not say what each input weighed: {error}"]
-    if not set(record.header.inputs) <= {str(model) for model in recipe.inputs} or record.missing:
+    if (
+        not set(record.header.inputs) <= {str(model) for model in merge_yaml.inputs}
+        or record.missing
+    ):
         return {}, [f"{found}: the record of another merge, or of one that did not end: not used"]
     models = summarize(record).models
     return {model.name: model.weight for model in models if math.isfinite(model.weight)}, []

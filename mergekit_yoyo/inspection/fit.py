@@ -5,13 +5,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mergekit_yoyo.errors import YoyoError
-from mergekit_yoyo.finish.donor import comparable_config
 from mergekit_yoyo.finish.donor_check import any_layer
-from mergekit_yoyo.finish.layout import load_config
-from mergekit_yoyo.finish.recipe import Recipe
-from mergekit_yoyo.finish.weights import main_dtype
 from mergekit_yoyo.inspection.inputs import Input
 from mergekit_yoyo.inspection.remark import Remark, by_value, error, note, some, warning
+from mergekit_yoyo.model.checkpoint import main_dtype
+from mergekit_yoyo.model.donor import comparable_config
+from mergekit_yoyo.model.layout import load_config
+from mergekit_yoyo.model.merge_yaml import MergeYaml
 
 HEADS = ("lm_head.weight", "embed_out.weight")
 # Config keys that do not change what a model computes.
@@ -23,7 +23,7 @@ _HARMLESS = {
 _TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
-def check_architectures(inputs: Sequence[Input], recipe: Recipe) -> list[Remark]:
+def check_architectures(inputs: Sequence[Input], merge_yaml: MergeYaml) -> list[Remark]:
     """What keeps mergekit from planning: models of several kinds, or of several depths."""
     remarks = []
     for item in inputs:
@@ -48,7 +48,7 @@ def check_architectures(inputs: Sequence[Input], recipe: Recipe) -> list[Remark]
                 )
             )
             break
-    if recipe.config.models and not remarks:
+    if merge_yaml.config.models and not remarks:
         depths = [(item.text_config.get("num_hidden_layers"), str(item)) for item in inputs]
         if len(dict(depths)) > 1:
             remarks.append(
@@ -81,7 +81,7 @@ def check_configs(inputs: Sequence[Input]) -> list[Remark]:
     return remarks
 
 
-def check_dtypes(inputs: Sequence[Input], recipe: Recipe) -> list[Remark]:
+def check_dtypes(inputs: Sequence[Input], merge_yaml: MergeYaml) -> list[Remark]:
     """Inputs whose weights are of different dtypes."""
     dtypes = []
     for item in inputs:
@@ -90,7 +90,7 @@ def check_dtypes(inputs: Sequence[Input], recipe: Recipe) -> list[Remark]:
             dtypes.append((str(main_dtype(infos)).removeprefix("torch."), str(item)))
     if len({dtype for dtype, _ in dtypes}) < 2:
         return []
-    config = recipe.config
+    config = merge_yaml.config
     became = config.out_dtype or config.dtype
     end = (
         f"the merge will be in {became}"
@@ -100,7 +100,7 @@ def check_dtypes(inputs: Sequence[Input], recipe: Recipe) -> list[Remark]:
     return [warning(f"dtypes of the weights differ: {by_value(dtypes)}; {end}")]
 
 
-def check_heads(inputs: Sequence[Input], recipe: Recipe) -> list[Remark]:
+def check_heads(inputs: Sequence[Input], merge_yaml: MergeYaml) -> list[Remark]:
     """Inputs of which some have an output head of their own and some tie it to the embedding."""
     own = [item for item in inputs if _has_head(item)]
     tied = {str(item): _is_tied(item) for item in inputs}
@@ -115,7 +115,7 @@ def check_heads(inputs: Sequence[Input], recipe: Recipe) -> list[Remark]:
             f"{some(own)}: an output head of its own, and {some(without)} tied to the embedding: "
             "the merge gets a head made of both"
         )
-        donor = str(recipe.config.base_model) if recipe.config.base_model else None
+        donor = str(merge_yaml.config.base_model) if merge_yaml.config.base_model else None
         if donor is None or tied.get(donor):
             text += (
                 ", which the tied config of its donor makes loaders ignore; "
@@ -142,12 +142,12 @@ def check_tensor_names(inputs: Sequence[Input]) -> list[Remark]:
     ]
 
 
-def donor_remark(recipe: Recipe, differs: bool) -> Remark:
+def donor_remark(merge_yaml: MergeYaml, differs: bool) -> Remark:
     """Who gives the merge its config and tokenizer."""
-    built = ", the tokenizer is built" if recipe.builds_tokenizer else ""
+    built = ", the tokenizer is built" if merge_yaml.builds_tokenizer else ""
     what = "config" if built else "config and tokenizer"
-    if recipe.base is not None:
-        return note(f"donor: {what} come from {recipe.base} (base_model){built}")
+    if merge_yaml.base is not None:
+        return note(f"donor: {what} come from {merge_yaml.base} (base_model){built}")
     if not differs:
         return note(f"donor: {what} come from any of the inputs, which agree in them{built}")
     return warning(

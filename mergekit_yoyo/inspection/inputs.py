@@ -8,10 +8,11 @@ import torch
 from huggingface_hub import HfApi, constants, get_safetensors_metadata
 
 from mergekit_yoyo.errors import YoyoError
-from mergekit_yoyo.finish.donor import Donor, locate
-from mergekit_yoyo.finish.recipe import ModelName, Recipe, references
-from mergekit_yoyo.finish.weights import DTYPES, TensorInfo, main_dtype, read_index, read_json
 from mergekit_yoyo.inspection.remark import Remark, error, warning
+from mergekit_yoyo.model.checkpoint import DTYPES, TensorInfo, main_dtype
+from mergekit_yoyo.model.donor import Donor, locate
+from mergekit_yoyo.model.json_files import read_index, read_json
+from mergekit_yoyo.model.merge_yaml import MergeYaml, ModelName, references
 from mergekit_yoyo.staging import format_bytes
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ class Input:
         return ", ".join(filter(None, parts))
 
 
-def find_inputs(recipe: Recipe) -> tuple[list[Input], list[Remark]]:
+def find_inputs(merge_yaml: MergeYaml) -> tuple[list[Input], list[Remark]]:
     """All models that go in, in the order of the YAML, and what is wrong with the way there.
 
     Of models on the Hub that are not in its cache, small files are downloaded, and headers asked
@@ -66,7 +67,7 @@ def find_inputs(recipe: Recipe) -> tuple[list[Input], list[Remark]]:
     """
     found: list[Input] = []
     remarks: list[Remark] = []
-    for reference in references(recipe.config):
+    for reference in references(merge_yaml.config):
         paths = [path for path in (reference.model, reference.lora) if path is not None]
         names = [ModelName(path.path, path.revision) for path in paths]
         try:
@@ -82,10 +83,10 @@ def find_inputs(recipe: Recipe) -> tuple[list[Input], list[Remark]]:
             remarks += [remark for name in names for remark in _check_name(name)]
         except YoyoError as wrong:
             remarks.append(error(str(wrong)))
-    tokenizer = recipe.config.tokenizer
-    source = tokenizer.source if tokenizer else recipe.config.tokenizer_source
+    tokenizer = merge_yaml.config.tokenizer
+    source = tokenizer.source if tokenizer else merge_yaml.config.tokenizer_source
     path = getattr(source, "model", None)
-    if path is not None and source not in references(recipe.config):
+    if path is not None and source not in references(merge_yaml.config):
         try:
             _folder(ModelName(path.path, path.revision))
         except YoyoError as wrong:

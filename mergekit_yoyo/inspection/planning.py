@@ -24,8 +24,6 @@ from mergekit.plan import MergePlanner
 from pydantic import BaseModel, ValidationError
 
 from mergekit_yoyo.errors import YoyoError
-from mergekit_yoyo.finish.recipe import Recipe
-from mergekit_yoyo.finish.weights import TensorInfo
 from mergekit_yoyo.inspection.inputs import Input
 from mergekit_yoyo.inspection.located import Located
 from mergekit_yoyo.inspection.remark import Remark, error, some, warning
@@ -35,6 +33,8 @@ from mergekit_yoyo.method.plan_checks import (
     gathered_weights,
 )
 from mergekit_yoyo.method.refusal import PlanError
+from mergekit_yoyo.model.checkpoint import TensorInfo
+from mergekit_yoyo.model.merge_yaml import MergeYaml
 
 REFUSED = "mergekit refuses the merge: "
 _LAYER = re.compile(r"\.\d+\.")
@@ -77,14 +77,14 @@ class Plan:
 
 
 def plan_merge(
-    recipe: Recipe, inputs: Sequence[Input], models: Mapping[ModelReference, Located]
+    merge_yaml: MergeYaml, inputs: Sequence[Input], models: Mapping[ModelReference, Located]
 ) -> Plan:
     """Let mergekit plan the merge; no tensor is read and nothing is written.
 
     Raises:
         YoyoError: mergekit refuses the merge, with its reason.
     """
-    config: MergeConfiguration = _with_models(recipe.config, models)
+    config: MergeConfiguration = _with_models(merge_yaml.config, models)
     options = MergeOptions()
     try:
         for name in (config.dtype, config.out_dtype):
@@ -151,13 +151,13 @@ def check_plan(plan: Plan) -> list[Remark]:
     return remarks
 
 
-def check_filters(recipe: Recipe, plan: Plan) -> list[Remark]:
+def check_filters(merge_yaml: MergeYaml, plan: Plan) -> list[Remark]:
     """Filters that match no tensor of the merge."""
     names = {weight.name for t in plan.tasks for weight in (gathered_weights(t) or {}).values()}
     names |= {task.output_weight.name for task in plan.tasks}
     return [
         warning(f"{place}: {name}: the filter {text} matches no tensor of this merge")
-        for place, _, name, value in settings_of(recipe.config)
+        for place, _, name, value in settings_of(merge_yaml.config)
         for text in filters_of(value)
         if text != "*" and not any(text in tensor for tensor in names)
     ]

@@ -12,10 +12,10 @@ from mergekit.io.tasks import LoadTensor, SaveTensor
 from mergekit.merge_methods.task_adapter import ExecuteMergeMethodTask
 from mergekit.tokenizer import PermutedVocabulary
 
-from mergekit_yoyo.finish.weights import TensorInfo
 from mergekit_yoyo.inspection.inputs import Input
 from mergekit_yoyo.inspection.planning import Plan
 from mergekit_yoyo.inspection.remark import Remark, error, note, warning
+from mergekit_yoyo.model.checkpoint import TensorInfo
 from mergekit_yoyo.staging import format_bytes
 
 PROCESS_BYTES = 450_000_000  # Python, torch and transformers, before a tensor is read

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mergekit_yoyo.errors import YoyoError
-from mergekit_yoyo.finish.recipe import Recipe, read_recipe, references
 from mergekit_yoyo.inspection.distances import TensorDistances, distances_of
 from mergekit_yoyo.inspection.fit import (
     check_architectures,
@@ -31,6 +30,7 @@ from mergekit_yoyo.inspection.resources import check_disk, check_memory
 from mergekit_yoyo.inspection.settings import check_settings, method_of
 from mergekit_yoyo.inspection.vocabulary import check_templates, check_tokenizers
 from mergekit_yoyo.inspection.weights import Look, look_at_weights
+from mergekit_yoyo.model.merge_yaml import MergeYaml, read_merge_yaml, references
 
 if TYPE_CHECKING:
     from mergekit.common import ModelReference
@@ -48,7 +48,7 @@ class Reading:
 class Inspection:
     """What was found. plan, reading: None if mergekit made no plan, or no weights were read."""
 
-    recipe: Recipe
+    merge_yaml: MergeYaml
     inputs: list[Input] = field(default_factory=list)
     remarks: list[Remark] = field(default_factory=list)
     plan: Plan | None = None
@@ -82,13 +82,13 @@ def inspect(
     Raises:
         YoyoError: the file cannot be read, or is no merge YAML.
     """
-    recipe = read_recipe(file)
-    seen = Inspection(recipe)
+    merge_yaml = read_merge_yaml(file)
+    seen = Inspection(merge_yaml)
     with quiet():
-        seen.remarks += check_settings(recipe)
-        seen.inputs, found = find_inputs(recipe)
+        seen.remarks += check_settings(merge_yaml)
+        seen.inputs, found = find_inputs(merge_yaml)
         seen.remarks += found
-        if len(seen.inputs) < len(references(recipe.config)):
+        if len(seen.inputs) < len(references(merge_yaml.config)):
             return seen
         with located(seen.inputs) as models:
             if _check_inputs(seen, models):
@@ -101,17 +101,17 @@ def inspect(
 
 def _check_inputs(seen: Inspection, models: Mapping["ModelReference", Located]) -> bool:
     """Compare the models; gives whether it makes sense to plan their merge."""
-    recipe, inputs = seen.recipe, seen.inputs
-    unfit = check_quantized(models.values()) or check_architectures(inputs, recipe)
+    merge_yaml, inputs = seen.merge_yaml, seen.inputs
+    unfit = check_quantized(models.values()) or check_architectures(inputs, merge_yaml)
     seen.remarks += unfit
     if unfit:
         return False
     configs = check_configs(inputs)
-    tokens = check_tokenizers(inputs, recipe) + check_templates(inputs, recipe)
-    seen.remarks += configs + check_dtypes(inputs, recipe) + check_heads(inputs, recipe)
+    tokens = check_tokenizers(inputs, merge_yaml) + check_templates(inputs, merge_yaml)
+    seen.remarks += configs + check_dtypes(inputs, merge_yaml) + check_heads(inputs, merge_yaml)
     seen.remarks += check_tensor_names(inputs) + tokens
-    seen.remarks.append(donor_remark(recipe, bool(configs or tokens)))
-    return method_of(recipe) is not None
+    seen.remarks.append(donor_remark(merge_yaml, bool(configs or tokens)))
+    return method_of(merge_yaml) is not None
 
 
 def _check_merge(
@@ -119,13 +119,13 @@ def _check_merge(
 ) -> None:
     """Let mergekit plan, and look at the plan. What we know of its refusal is not said again."""
     try:
-        seen.plan = plan_merge(seen.recipe, seen.inputs, models)
+        seen.plan = plan_merge(seen.merge_yaml, seen.inputs, models)
     except YoyoError as wrong:
         reason = str(wrong).removeprefix(REFUSED)
         if not any(reason in text for text in seen.of_level("error")):
             seen.remarks.append(error(str(wrong)))
         return
-    seen.remarks += check_plan(seen.plan) + check_filters(seen.recipe, seen.plan)
+    seen.remarks += check_plan(seen.plan) + check_filters(seen.merge_yaml, seen.plan)
     seen.remarks += check_disk(seen.plan, seen.inputs, output) + check_memory(seen.plan)
 
 

@@ -14,8 +14,8 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from mergekit_yoyo.errors import nearest
-from mergekit_yoyo.finish.recipe import Recipe
 from mergekit_yoyo.inspection.remark import Remark, error, warning
+from mergekit_yoyo.model.merge_yaml import MergeYaml
 
 if TYPE_CHECKING:
     from mergekit.config import MergeConfiguration
@@ -33,7 +33,7 @@ class Setting(NamedTuple):
     value: Any
 
 
-def check_settings(recipe: Recipe) -> list[Remark]:
+def check_settings(merge_yaml: MergeYaml) -> list[Remark]:
     """All that mergekit would drop or refuse in the file, without looking at a model."""
     from mergekit.config import MergeConfiguration
 
@@ -42,29 +42,34 @@ def check_settings(recipe: Recipe) -> list[Remark]:
             f"{place or 'top level'}: mergekit knows no key {key} here and drops it without a "
             f"word{MULTI_HINT if key == 'name' and not place else ''}. {nearest(key, choices)}"
         )
-        for place, key, choices in _unknown(yaml.safe_load(recipe.text), [MergeConfiguration], "")
+        for place, key, choices in _unknown(
+            yaml.safe_load(merge_yaml.text), [MergeConfiguration], ""
+        )
     ]
-    remarks += _check_names(recipe.config)
-    method = method_of(recipe)
+    remarks += _check_names(merge_yaml.config)
+    method = method_of(merge_yaml)
     if method is None:
         from mergekit.merge_methods import registry
 
         names = [known.spec.name for known in registry.registered_methods()]
         remarks.append(
-            error(f"merge_method: mergekit has no {recipe.method}. {nearest(recipe.method, names)}")
+            error(
+                f"merge_method: mergekit has no {merge_yaml.method}. "
+                f"{nearest(merge_yaml.method, names)}"
+            )
         )
         return remarks
-    for setting in settings_of(recipe.config):
+    for setting in settings_of(merge_yaml.config):
         remarks += _check_parameter(method, setting)
     return remarks
 
 
-def method_of(recipe: Recipe) -> "MergeMethod | None":
+def method_of(merge_yaml: MergeYaml) -> "MergeMethod | None":
     """The merge method, None if mergekit has none of that name."""
     from mergekit import merge_methods
 
     try:
-        return merge_methods.get(recipe.method)
+        return merge_methods.get(merge_yaml.method)
     except RuntimeError:
         return None
 

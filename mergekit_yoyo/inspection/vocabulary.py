@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mergekit_yoyo.finish.donor import same_tokenizer
-from mergekit_yoyo.finish.recipe import Recipe
-from mergekit_yoyo.finish.weights import read_json
 from mergekit_yoyo.inspection.inputs import Input
 from mergekit_yoyo.inspection.remark import Remark, by_value, error, some, warning
+from mergekit_yoyo.model.donor import same_tokenizer
+from mergekit_yoyo.model.json_files import read_json
+from mergekit_yoyo.model.merge_yaml import MergeYaml
 
 _SPLITTING = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
 _UNION = "Add `tokenizer: {source: union}` to the YAML."
@@ -23,7 +23,7 @@ class _Tokens(NamedTuple):
     splitting: dict[str, Any]
 
 
-def check_tokenizers(inputs: Sequence[Input], recipe: Recipe) -> list[Remark]:
+def check_tokenizers(inputs: Sequence[Input], merge_yaml: MergeYaml) -> list[Remark]:
     """Inputs whose token ids stand for other tokens than those of the base, or the first.
 
     Where words differ, the merge would mix rows of the embedding that mean different things: an
@@ -31,7 +31,7 @@ def check_tokenizers(inputs: Sequence[Input], recipe: Recipe) -> list[Remark]:
     give names to spare rows.
     """
     remarks = []
-    reference = next((i for i in inputs if i.reference == recipe.config.base_model), inputs[0])
+    reference = next((i for i in inputs if i.reference == merge_yaml.config.base_model), inputs[0])
     ours = _read(reference.folder)
     for item in inputs:
         if item is reference or _same_bytes(reference.folder, item.folder):
@@ -41,11 +41,11 @@ def check_tokenizers(inputs: Sequence[Input], recipe: Recipe) -> list[Remark]:
             if not same_tokenizer(reference.folder, item.folder):
                 remarks.append(warning(f"{item}: its tokenizer is not that of {reference}"))
             continue
-        remarks += _compare(reference, ours, item, theirs, recipe.builds_tokenizer)
+        remarks += _compare(reference, ours, item, theirs, merge_yaml.builds_tokenizer)
     return remarks
 
 
-def check_templates(inputs: Sequence[Input], recipe: Recipe) -> list[Remark]:
+def check_templates(inputs: Sequence[Input], merge_yaml: MergeYaml) -> list[Remark]:
     """Chat templates and names of special tokens that differ."""
     remarks = []
     for key in ("bos_token", "eos_token", "pad_token", "unk_token"):
@@ -54,7 +54,7 @@ def check_templates(inputs: Sequence[Input], recipe: Recipe) -> list[Remark]:
             remarks.append(warning(f"{key} differs (special token): {by_value(tokens)}"))
     templates = [(_template(item.folder), str(item)) for item in inputs]
     kinds = list(dict.fromkeys(text for text, _ in templates if text))
-    if len(dict(templates)) > 1 and not recipe.config.chat_template:
+    if len(dict(templates)) > 1 and not merge_yaml.config.chat_template:
         named = [(f"template {kinds.index(t) + 1}" if t else "none", m) for t, m in templates]
         remarks.append(
             warning(f"chat templates differ: {by_value(named)}; the merge gets its donor's")

@@ -54,7 +54,7 @@ def open_source(source: str | Path, *, revision: str | None = None) -> Source:
         YoyoError: no such folder or repo, no model in it, shards or the tokenizer are missing, or
             its weights are quantized already.
     """
-    from mergekit_yoyo.finish.weights import read_json
+    from mergekit_yoyo.model.json_files import read_json
 
     folder, repo = Path(source).expanduser(), None
     if not folder.exists():
@@ -94,7 +94,7 @@ def _download(repo: str, revision: str | None) -> Path:
 
 
 def _check_weights(folder: Path) -> None:
-    from mergekit_yoyo.finish.weights import Checkpoint
+    from mergekit_yoyo.model.checkpoint import Checkpoint
 
     if not any(folder.glob("model*.safetensors")):
         others = [p.name for p in folder.iterdir() if p.suffix in (".bin", ".pth", ".gguf", ".npz")]

@@ -14,7 +14,7 @@ from mergekit_yoyo.errors import YoyoError
 from mergekit_yoyo.mlx.bridge import Bridge
 
 if TYPE_CHECKING:
-    from mergekit_yoyo.finish.layout import LayoutPlan
+    from mergekit_yoyo.model.layout import LayoutPlan
 
 
 def skeleton(bridge: Bridge, dtype: str | None = None) -> nn.Module:
@@ -65,8 +65,8 @@ def load_lazily(folder: Path, bridge: Bridge, declared: Any) -> nn.Module:
 def packed_layout(folder: Path, declared: Any) -> "LayoutPlan | None":
     """How a checkpoint in transformers' model layout (experts packed) becomes the original one,
     which is what mlx-lm reads; None if it is original already, or unknown to transformers."""
-    from mergekit_yoyo.finish.layout import plan_layout
-    from mergekit_yoyo.finish.weights import Checkpoint
+    from mergekit_yoyo.model.checkpoint import Checkpoint
+    from mergekit_yoyo.model.layout import plan_layout
 
     if declared is None:
         return None
@@ -77,7 +77,8 @@ def packed_layout(folder: Path, declared: Any) -> "LayoutPlan | None":
 
 def unpack(source: Path, plan: "LayoutPlan", folder: Path) -> None:
     """Write a checkpoint in its original layout into `folder`, tensor by tensor."""
-    from mergekit_yoyo.finish.weights import Checkpoint, write_checkpoint
+    from mergekit_yoyo.model.checkpoint import Checkpoint
+    from mergekit_yoyo.model.writing import write_checkpoint
 
     with Checkpoint(source) as checkpoint:
         write_checkpoint(folder, plan.targets, plan.convert(checkpoint.read))
@@ -100,7 +101,7 @@ def _transposed_experts(weights: Mapping[str, mx.array], declared: Any) -> set[s
     packed = {name for name, a in weights.items() if a.ndim == 3 and name.endswith("_proj")}
     if not packed or declared is None:
         return set()
-    from mergekit_yoyo.finish.layout import meta_model
+    from mergekit_yoyo.model.layout import meta_model
 
     flipped = {
         f"{path}.{name}"

@@ -4,8 +4,8 @@ transformers converts many checkpoints as it loads them (experts packed into one
 renamed) and owns the registry of these conversions. Here that registry runs in reverse, one
 conversion group at a time: only the tensors that depend on each other are in memory together.
 
-    from mergekit_yoyo.finish.layout import plan_layout
-    from mergekit_yoyo.finish.weights import Checkpoint
+    from mergekit_yoyo.model.layout import plan_layout
+    from mergekit_yoyo.model.checkpoint import Checkpoint
 
     checkpoint = Checkpoint(folder)                    # headers only
     plan = plan_layout(folder, checkpoint.tensors)     # names, shapes and dtypes; no data is read
@@ -27,7 +27,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mergekit_yoyo.errors import YoyoError
-from mergekit_yoyo.finish.weights import TensorInfo, read_json
+from mergekit_yoyo.model.checkpoint import TensorInfo
+from mergekit_yoyo.model.json_files import read_json
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel

@@ -11,9 +11,10 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 
 from mergekit_yoyo import card as cards
 from mergekit_yoyo.errors import YoyoError
-from mergekit_yoyo.finish.layout import load_config
-from mergekit_yoyo.finish.recipe import RECIPE_FILE, ModelName, Recipe, read_recipe
-from mergekit_yoyo.finish.weights import INDEX_FILE, Checkpoint, TensorInfo, read_index
+from mergekit_yoyo.model.checkpoint import INDEX_FILE, Checkpoint, TensorInfo
+from mergekit_yoyo.model.json_files import read_index
+from mergekit_yoyo.model.layout import load_config
+from mergekit_yoyo.model.merge_yaml import MERGE_FILE, MergeYaml, ModelName, read_merge_yaml
 
 # What is fetched of a model on the Hub: everything but weights.
 SMALL_FILES = ["*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken", "*.py", "*.md", "*.yml"]
@@ -65,7 +66,7 @@ class Donor:
         return dict.fromkeys(metadata.weight_map)
 
 
-def find_donor(recipe: Recipe, merge: Path, given: str | None = None) -> Donor:
+def find_donor(merge_yaml: MergeYaml, merge: Path, given: str | None = None) -> Donor:
     """The donor of the merge in folder `merge`.
 
     It is `given`, else the YAML's base_model, else the first input whose config and tokenizer
@@ -77,8 +78,8 @@ def find_donor(recipe: Recipe, merge: Path, given: str | None = None) -> Donor:
     """
     if given is not None:
         name = ModelName(given)
-        return Donor(name, locate(name), recipe.layers)
-    return _follow(recipe, merge, seen=[merge.resolve()])
+        return Donor(name, locate(name), merge_yaml.layers)
+    return _follow(merge_yaml, merge, seen=[merge.resolve()])
 
 
 def locate(name: ModelName) -> Path:
@@ -129,18 +130,18 @@ def card_of(name: ModelName) -> str | None:
     return cards.read_card(file) if file.is_file() else None
 
 
-def _follow(recipe: Recipe, merge: Path, seen: list[Path]) -> Donor:
-    name = recipe.base or _matching_input(recipe, merge)
+def _follow(merge_yaml: MergeYaml, merge: Path, seen: list[Path]) -> Donor:
+    name = merge_yaml.base or _matching_input(merge_yaml, merge)
     folder = locate(name)
-    if not (folder / RECIPE_FILE).is_file():
-        return Donor(name, folder, recipe.layers)
+    if not (folder / MERGE_FILE).is_file():
+        return Donor(name, folder, merge_yaml.layers)
     if folder.resolve() in seen:
         raise YoyoError(
-            f"{name}: this merge goes into itself ({RECIPE_FILE} of each stage names the next). "
+            f"{name}: this merge goes into itself ({MERGE_FILE} of each stage names the next). "
             "Give --donor PATH_OR_REPO."
         )
-    earlier = _follow(read_recipe(folder / RECIPE_FILE), folder, [*seen, folder.resolve()])
-    return Donor(earlier.name, earlier.folder, _composed(earlier.layers, recipe.layers))
+    earlier = _follow(read_merge_yaml(folder / MERGE_FILE), folder, [*seen, folder.resolve()])
+    return Donor(earlier.name, earlier.folder, _composed(earlier.layers, merge_yaml.layers))
 
 
 def _composed(earlier: list[int] | None, later: list[int] | None) -> list[int] | None:
@@ -149,19 +150,19 @@ def _composed(earlier: list[int] | None, later: list[int] | None) -> list[int] |
     return [earlier[index] for index in later]
 
 
-def _matching_input(recipe: Recipe, merge: Path) -> ModelName:
+def _matching_input(merge_yaml: MergeYaml, merge: Path) -> ModelName:
     """The first input from which mergekit can have taken config and tokenizer."""
     if not (merge / "config.json").is_file():  # the run died before it took either
-        return recipe.inputs[0]
+        return merge_yaml.inputs[0]
     merged = comparable_config(merge)
     differing = []
-    for name in recipe.inputs:
+    for name in merge_yaml.inputs:
         folder = locate(name)
         if not (folder / "config.json").is_file():  # a LoRA adapter
             continue
         if comparable_config(folder) != merged:
             differing.append(f"{name} (config)")
-        elif not recipe.builds_tokenizer and not same_tokenizer(folder, merge):
+        elif not merge_yaml.builds_tokenizer and not same_tokenizer(folder, merge):
             differing.append(f"{name} (tokenizer)")
         else:
             return name

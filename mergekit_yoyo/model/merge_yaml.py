@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from mergekit.common import ModelReference
     from mergekit.config import MergeConfiguration, OutputSliceDefinition
 
-RECIPE_FILE = "mergekit_config.yml"
+MERGE_FILE = "mergekit_config.yml"
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,8 @@ class ModelName:
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """A merge YAML; made by `read_recipe`."""
+class MergeYaml:
+    """A merge YAML; made by `read_merge_yaml`."""
 
     text: str
     config: "MergeConfiguration"
@@ -72,7 +72,7 @@ class Recipe:
         return next((slices for slices in sliced if slices), None)
 
 
-def read_recipe(file: Path) -> Recipe:
+def read_merge_yaml(file: Path) -> MergeYaml:
     """Read a merge YAML.
 
     Raises:
@@ -92,7 +92,7 @@ def read_recipe(file: Path) -> Recipe:
         raise YoyoError(f"{file}: mergekit would not accept this merge YAML: {wrong}") from None
     except (yaml.YAMLError, RuntimeError) as error:  # RuntimeError: mergekit's own validators
         raise YoyoError(f"{file}: mergekit would not accept this merge YAML: {error}") from None
-    return Recipe(text, config, _inputs(config))
+    return MergeYaml(text, config, _inputs(config))
 
 
 def references(config: "MergeConfiguration") -> "list[ModelReference]":
