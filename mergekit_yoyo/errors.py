@@ -1,7 +1,14 @@
-"""The one exception class of this package, and the hint that its messages give."""
+"""The one exception class of this package, and what its messages are made of."""
 
 import difflib
-from collections.abc import Iterable
+import reprlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+
+_LISTED = 12  # choices that a message lists where none is near
 
 
 class YoyoError(ValueError):
@@ -12,7 +19,48 @@ class YoyoError(ValueError):
 
 
 def nearest(name: str, choices: Iterable[str]) -> str:
-    """The choices most like `name`, in a sentence, for an error message."""
+    """The choices most like `name` as a sentence; a few choices in full where none is like it."""
     choices = list(dict.fromkeys(choices))
-    close = difflib.get_close_matches(name, choices, n=3, cutoff=0.5) or choices[:12]
-    return f"Did you mean {', '.join(close)}?" if close else ""
+    close = difflib.get_close_matches(name, choices, n=3, cutoff=0.5)
+    if close or len(choices) == 1:
+        return f"Did you mean {', '.join(close or choices)}?"
+    return f"Known are {', '.join(choices)}." if 0 < len(choices) <= _LISTED else ""
+
+
+def explain_invalid(error: "ValidationError", data: Any, fields: Iterable[str] = ()) -> str:
+    """What pydantic found wrong with `data`: place by place, what was expected and what is there.
+
+    Args:
+        error: pydantic's.
+        data: what was validated; it tells keys from the names that pydantic gives to alternatives.
+        fields: that are allowed, for a hint where another one is not.
+    """
+    details = error.errors()
+    # A value or a list of them: that it is not the other of the two is no news then.
+    told = {detail["loc"][:1] for detail in details if not detail["type"].endswith("_type")}
+    problems = []
+    for detail in details:
+        kind, place = detail["type"], _place(detail["loc"], data)
+        if kind.endswith("_type") and detail["loc"][:1] in told:
+            continue
+        problem = detail["msg"].removeprefix("Value error, ")
+        if kind == "extra_forbidden":
+            problem = f"no such field. {nearest(str(detail['loc'][-1]), fields)}".rstrip()
+        elif kind != "missing" and place:
+            problem += f" (got {reprlib.repr(detail['input'])})"
+        problems.append(f"{place}: {problem}" if place else problem)
+    return "; ".join(problems)
+
+
+def _place(location: Sequence[str | int], data: Any) -> str:
+    """Where in `data` a value was refused: keys and numbers; nothing if it is `data` as a whole."""
+    place = []
+    for part in location:
+        if (isinstance(data, Mapping) and part in data) or (
+            isinstance(data, list) and isinstance(part, int)
+        ):
+            data = data[part]  # type: ignore[index]
+        elif not isinstance(data, Mapping) or part != location[-1]:  # a key may be missing
+            continue
+        place.append(str(part))
+    return ".".join(place)

@@ -1,5 +1,6 @@
 """Model cards: marked sections, front matter changed key by key, the schema, what inputs carry."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -80,10 +81,8 @@ def test_front_matter_of_any_shape_is_updated(text: str, expected: str) -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        (
-            "license: apache2",
-            "license.*expected a license identifier of the Hub; nearest: apache-2.0",
-        ),
+        ("license: Apache 2.0", "license: expected an identifier in small letters"),
+        ("license: [mit, MIT]", "license.1: expected an identifier in small letters.*'MIT'"),
         ("license: other", "license_name: expected a name"),
         ("license: 3", "license.*valid string"),
         ("license_name: Qwen License", "license_name"),
@@ -91,9 +90,10 @@ def test_front_matter_of_any_shape_is_updated(text: str, expected: str) -> None:
         ("base_model: [https://huggingface.co/a/b]", "base_model.*expected a name on the Hub"),
         ("base_model_relation: merged", "base_model_relation.*'merge'"),
         ("language: english", "language.*ISO 639"),
+        ("language: [de, German]", "language.1.*ISO 639"),
         ("language: no", 'write "no" for Norwegian'),
         ("language: [en, no]", 'write "no" for Norwegian'),
-        ("pipeline_tag: text-generate", "pipeline_tag.*nearest: .*text-generation"),
+        ("pipeline_tag: Text Generation", "pipeline_tag: expected an identifier in small letters"),
         ("tags: [1]", "tags"),
         ("datasets: [./data/x]", "datasets"),
         ("library_name: [mlx]", "library_name"),
@@ -110,6 +110,24 @@ def test_front_matter_of_any_shape_is_updated(text: str, expected: str) -> None:
 def test_each_key_is_checked_offline(line: str, message: str) -> None:
     with pytest.raises(YoyoError, match=message):
         cards.check_card(f"---\n{line}\n---\n# T\n")
+
+
+@pytest.mark.parametrize(
+    ("line", "notes"),
+    [
+        ("license: llama5", ["license: .*no llama5 .*may refuse it. Did you mean llama4, "]),
+        ("license: [mit, x-1.0]", ["license: .*no x-1.0 "]),
+        ("pipeline_tag: text-generate", ["pipeline_tag: .*no text-generate .*text-generation"]),
+        ("license: new\npipeline_tag: newer", ["license: .*no new ", "pipeline_tag: .*no newer "]),
+        ("language: [de, pt-BR, zh-Hans, yue, code]", []),
+        ("license: mit\npipeline_tag: text-generation", []),
+    ],
+)
+def test_a_word_that_the_hub_may_know_by_now_is_a_note(line: str, notes: list[str]) -> None:
+    said = cards.check_card(f"---\n{line}\n---\n# T\n")
+    assert len(said) == len(notes)
+    for text, pattern in zip(said, notes, strict=True):
+        assert re.match(pattern, text), text
 
 
 def test_a_refused_key_is_named_as_the_user_wrote_it() -> None:

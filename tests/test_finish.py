@@ -578,13 +578,22 @@ def test_base_model_lists_hub_names_and_keeps_the_users(
 
 def test_a_card_the_hub_would_refuse_stops_before_anything_is_written(merge: Path) -> None:
     card = merge / "README.md"
-    card.write_text(card.read_text().replace("tags:", "license: apache\ntags:"))
+    card.write_text(card.read_text().replace("tags:", "license: Apache 2\ntags:"))
     before = files_of(merge)
     result = run(merge)
     assert result.exit_code == 2
     assert "license" in result.stderr
     assert "apache-2.0" in result.stderr
     assert files_of(merge) == before
+
+
+def test_a_license_newer_than_our_list_is_a_note(merge: Path) -> None:
+    card = merge / "README.md"
+    card.write_text(card.read_text().replace("tags:", "license: llama5\ntags:"))
+    result = run(merge)
+    assert result.exit_code == 0, result.stderr
+    assert "note: license: the Hub had no llama5 when this list was made" in result.stderr
+    assert "license: llama5\n" in card.read_text()
 
 
 def test_inputs_of_the_hub_are_found_in_its_cache(

@@ -338,7 +338,7 @@ def test_what_cannot_be_told_or_measured_is_refused_before_any_work(merged, tmp_
         assert message in str(_refusal(merged, target, "q4", **options))
     source = shutil.copytree(merged, tmp_path / "source")
     for card, message in [
-        (b"---\nlicense: apache\n---\n", "nearest: apache-2.0"),
+        (b"---\nlicense: Apache 2\n---\n", "such as `apache-2.0`"),
         (b"\xff\xfe", "README.md: expected a text in UTF-8"),
     ]:
         (source / "README.md").write_bytes(card)

@@ -5,7 +5,7 @@ Checking is offline: a schema of the Hub's keys (`schema`), then a round trip th
 talks to the Hub.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from huggingface_hub.repocard import REGEX_YAML_BLOCK
 from pydantic import ValidationError
 
 from mergekit_yoyo.card.schema import FrontMatter
-from mergekit_yoyo.errors import YoyoError
+from mergekit_yoyo.errors import YoyoError, explain_invalid
 
 
 def read_card(file: Path) -> str:
@@ -74,28 +74,22 @@ def update_metadata(card: str, changes: Mapping[str, Any]) -> str:
     return f"---{newline}{lines}{newline}---{newline}{rest}"
 
 
-def check_card(card: str) -> None:
+def check_card(card: str) -> list[str]:
     """Check every front-matter key of `card` offline, then that `huggingface_hub` reads the same.
+
+    Returns:
+        Notes on licenses, tasks and languages that the Hub may not know.
 
     Raises:
         YoyoError: names each key that the Hub would refuse, with what it expects.
     """
     metadata = read_metadata(card)
     try:
-        FrontMatter.model_validate(metadata)
+        checked = FrontMatter.model_validate(metadata)
     except ValidationError as error:
-        details = error.errors()
-        # A value or a list of them: that it is not the other of the two is no news then.
-        told = {d["loc"][:1] for d in details if not d["type"].endswith("_type")}
-        problems = [
-            f"{_place(detail['loc'], metadata)}"
-            f"{detail['msg'].removeprefix('Value error, ')} (got {detail['input']!r})"
-            for detail in details
-            if not (detail["type"].endswith("_type") and detail["loc"][:1] in told)
-        ]
-        raise YoyoError("model card, front matter: " + "; ".join(problems)) from None
+        raise YoyoError(f"model card, front matter: {explain_invalid(error, metadata)}") from None
     if not metadata:  # nothing that could be lost
-        return
+        return []
     try:
         read = ModelCard(card)
         data: dict[str, Any] = read.data.to_dict()  # type: ignore[no-untyped-call]
@@ -105,6 +99,7 @@ def check_card(card: str) -> None:
     lost = [key for key, value in metadata.items() if value is not None and key not in again]
     if lost or again != data:
         raise YoyoError(f"model card: huggingface_hub would lose {', '.join(lost) or 'a value'}.")
+    return checked.unknown_words()
 
 
 def validate_online(card: str) -> None:
@@ -121,21 +116,6 @@ def validate_online(card: str) -> None:
         raise YoyoError(f"model card: the Hub refuses it: {error}") from None
     except (HfHubHTTPError, OSError) as error:
         raise YoyoError(f"--online: the Hub could not be asked ({error}).") from None
-
-
-def _place(location: Sequence[str | int], data: Any) -> str:
-    """Where in `data` a value was refused: keys and numbers, without pydantic's names of types, and
-    a colon; nothing if it is `data` as a whole."""
-    place = []
-    for part in location:
-        if (isinstance(data, Mapping) and part in data) or (
-            isinstance(data, list) and isinstance(part, int)
-        ):
-            data = data[part]  # type: ignore[index]
-        elif not isinstance(data, Mapping) or part != location[-1]:  # a key may be missing
-            continue
-        place.append(str(part))
-    return ".".join(place) + ": " if place else ""
 
 
 def _set_key(lines: str, key: str, value: Any) -> str:

@@ -1,16 +1,20 @@
 """The Hub's model-card metadata as a pydantic schema; keys it does not know are left to the user.
 
+Refused is what the Hub's documentation calls malformed. Its lists of licenses and tasks grow: a
+word that ours lack is a note, never an error.
+
 Source: the Hub's documentation, "Model Cards" (metadata specification) and "Licenses", and the
 task list of huggingface.js.
 """
 
-import difflib
 import re
 from typing import Annotated, Any, Literal
 
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictStr, model_validator
+
+from mergekit_yoyo.errors import nearest
 
 _LICENSES = """
     apache-2.0 mit openrail bigscience-openrail-m creativeml-openrail-m bigscience-bloom-rail-1.0
@@ -42,19 +46,6 @@ _TASKS = """
 """
 
 
-def _known(listed: str, what: str, otherwise: str = "") -> AfterValidator:
-    choices = frozenset(listed.split())
-
-    def check(value: str) -> str:
-        if value not in choices:
-            near = difflib.get_close_matches(value, sorted(choices), n=3, cutoff=0.4)
-            hint = f"; nearest: {', '.join(near)}" if near else ""
-            raise ValueError(f"expected {what} of the Hub{hint}{otherwise}")
-        return value
-
-    return AfterValidator(check)
-
-
 def _repo_id(value: str) -> str:
     try:
         validate_repo_id(value)
@@ -66,10 +57,20 @@ def _repo_id(value: str) -> str:
 
 
 def _language(value: str) -> str:
-    if not re.fullmatch(r"[a-z]{2,3}|code|multilingual", value):
-        raise ValueError(
-            "expected an ISO 639 code of 2 or 3 small letters, `code` or `multilingual`"
-        )
+    if not re.fullmatch(r"[a-z]{2,3}(-[A-Za-z0-9]{2,8})*|code|multilingual", value):
+        raise ValueError("expected an ISO 639 code, such as `de` or `pt-BR`")
+    return value
+
+
+def _identifier(value: str) -> str:
+    if not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", value):
+        raise ValueError("expected an identifier in small letters, such as `apache-2.0`")
+    return value
+
+
+def _stated(value: Any) -> Any:
+    if value is None:
+        raise ValueError("expected a value for the metric")
     return value
 
 
@@ -82,64 +83,40 @@ def _reserved_words_quoted(value: Any) -> Any:
 
 Text = Annotated[StrictStr, Field(min_length=1)]
 RepoId = Annotated[StrictStr, AfterValidator(_repo_id)]
+Identifier = Annotated[StrictStr, AfterValidator(_identifier)]
 Language = Annotated[StrictStr, AfterValidator(_language)]
-License = Annotated[
-    StrictStr,
-    _known(_LICENSES, "a license identifier", "; for any other, `other` with `license_name`"),
-]
-Task = Annotated[StrictStr, _known(_TASKS, "a task")]
 
 
 class _Open(BaseModel):
     model_config = ConfigDict(extra="allow", populate_by_name=True, protected_namespaces=())
 
 
-class EvaluatedTask(_Open):
+class _Typed(_Open):
     """`task` of a `model-index` result."""
 
     type: Text
     name: Text | None = None
 
 
-class EvaluatedDataset(_Open):
-    """`dataset` of a `model-index` result."""
-
-    type: Text
+class _Dataset(_Typed):
     name: Text
-    config: Text | None = None
-    split: Text | None = None
-    revision: Text | None = None
-    args: Any = None
 
 
-class EvaluatedMetric(_Open):
-    """One of the `metrics` of a `model-index` result."""
-
-    type: Text
-    value: Any
-    name: Text | None = None
-    verified: bool | None = None
-
-    @model_validator(mode="after")
-    def _has_value(self) -> "EvaluatedMetric":
-        if self.value is None:
-            raise ValueError("expected a value for the metric")
-        return self
+class _Metric(_Typed):
+    value: Annotated[Any, AfterValidator(_stated)]
 
 
-class EvaluationResult(_Open):
-    """One of the `results` of a model in `model-index`."""
-
-    task: EvaluatedTask
-    dataset: EvaluatedDataset
-    metrics: list[EvaluatedMetric] = Field(min_length=1)
+class _Result(_Open):
+    task: _Typed
+    dataset: _Dataset
+    metrics: list[_Metric] = Field(min_length=1)
 
 
-class EvaluatedModel(_Open):
-    """One entry of `model-index`."""
+class _Evaluated(_Open):
+    """One model of `model-index`."""
 
     name: Text
-    results: list[EvaluationResult]
+    results: list[_Result]
 
 
 class FrontMatter(_Open):
@@ -149,11 +126,11 @@ class FrontMatter(_Open):
     base_model_relation: Literal["adapter", "finetune", "merge", "quantized"] | None = None
     new_version: RepoId | None = None
     library_name: Annotated[StrictStr, Field(pattern=r"^[A-Za-z0-9][\w.+-]*$")] | None = None
-    license: License | list[License] | None = None
-    license_name: Annotated[StrictStr, Field(pattern=r"^[a-z0-9][a-z0-9.+-]*$")] | None = None
+    license: Identifier | list[Identifier] | None = None
+    license_name: Identifier | None = None
     license_link: Text | None = None
     language: Language | list[Language] | None = None
-    pipeline_tag: Task | None = None
+    pipeline_tag: Identifier | None = None
     tags: Text | list[Text] | None = None
     datasets: RepoId | list[RepoId] | None = None
     metrics: Text | list[Text] | None = None
@@ -161,7 +138,7 @@ class FrontMatter(_Open):
     inference: bool | dict[str, Any] | None = None
     widget: list[dict[str, Any]] | None = None
     co2_eq_emissions: float | dict[str, Any] | None = None
-    model_index: list[EvaluatedModel] | None = Field(None, alias="model-index")
+    model_index: list[_Evaluated] | None = Field(None, alias="model-index")
 
     @model_validator(mode="before")
     @classmethod
@@ -175,3 +152,17 @@ class FrontMatter(_Open):
         if self.license == "other" and not self.license_name:
             raise ValueError("license_name: expected a name, since license is `other`")
         return self
+
+    def unknown_words(self) -> list[str]:
+        """A sentence for each license and task that is well-formed and not on our lists."""
+        licenses = self.license if isinstance(self.license, list) else [self.license]
+        return [
+            f"{key}: the Hub had no {word} when this list was made, and may refuse it. "
+            f"{nearest(word, known.split())}".rstrip()
+            for key, words, known in (
+                ("license", licenses, _LICENSES),
+                ("pipeline_tag", [self.pipeline_tag], _TASKS),
+            )
+            for word in words
+            if word and word not in known.split()
+        ]

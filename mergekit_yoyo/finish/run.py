@@ -130,7 +130,7 @@ def plan_finish(
     card, card_notes = finished_card(
         cards.read_card(merge / "README.md"), name or merge.resolve().name, merge_yaml, weights
     )
-    cards.check_card(card)
+    notes += cards.check_card(card)
     files["README.md"] = card.encode()
     notes += card_notes + weight_notes
     differences = layout_difference(layout) + _file_differences(merge, files)

@@ -22,8 +22,12 @@ from mergekit_yoyo.staging import format_bytes
 SECTION = "mlx"
 
 
-def begun_card(source: Source, *, name: str, base_model: str | None, previous: str = "") -> str:
+def begun_card(
+    source: Source, *, name: str, base_model: str | None, previous: str = ""
+) -> tuple[str, list[str]]:
     """The card as it can be checked before any work: whole but for what stands in our section.
+
+    With it, notes on what the Hub may refuse.
 
     Args:
         source: whose card hands on license, languages and tags.
@@ -47,8 +51,7 @@ def begun_card(source: Source, *, name: str, base_model: str | None, previous: s
     if base_model:
         changes |= {"base_model": base_model, "base_model_relation": "quantized"}
     card = write_section(update_metadata(card, changes), SECTION, "")
-    check_card(card)
-    return card
+    return card, check_card(card)
 
 
 def write_card(

@@ -133,7 +133,7 @@ def export_model(
     check_target(target, opened.folder, overwrite=overwrite)
     name, base_model = target.name, base_model or opened.repo
     earlier = read_card(target / "README.md")
-    card = begun_card(opened, name=name, base_model=base_model, previous=earlier)
+    card, card_notes = begun_card(opened, name=name, base_model=base_model, previous=earlier)
     tokenizer = _tokenizer(opened.folder)
     carried = _carried_bytes(opened)
     layout = None
@@ -145,7 +145,7 @@ def export_model(
             raise
         model = skeleton(bridge, stored_dtype(opened.folder))
     plan = plan_model(model, recipe, carried_bytes=carried)
-    notes = [*bridge.doubts]
+    notes = [*bridge.doubts, *card_notes]
     length = declared and getattr(declared.get_text_config(), "max_position_embeddings", None)
     if context is not None and context < (length or 2**62):
         notes.append(f"made for conversations of up to {context:,} tokens (--max-context)")

@@ -76,7 +76,7 @@ def prepare_card(table: Table, folder: Path, *, eval_results: bool = False) -> C
         index = _merge_index(read_metadata(card).get("model-index"), folder.resolve().name, entries)
         card = update_metadata(card, {"model-index": index})
     card = write_section(card, "scores", "## Benchmark scores\n\n" + render_markdown(table))
-    check_card(card)
+    notes += check_card(card)
     files = {readme: card}
     if eval_results:
         local = [
