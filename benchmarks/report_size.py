@@ -16,10 +16,10 @@ import click
 import numpy as np
 from selenium import webdriver
 
-from mergekit_yoyo.algorithm.trust import REJECTED
 from mergekit_yoyo.record.layers import place_of
 from mergekit_yoyo.record.reading import read_record
 from mergekit_yoyo.record.schema import Finding, Header, TensorLine
+from mergekit_yoyo.rejection import REJECTED
 from mergekit_yoyo.report import render_page, summarize
 
 MODELS = ["example/Instruct", "example/Thinking", "example/Coder"]

@@ -480,10 +480,10 @@ def test_recall_is_shown(
     status, out, _ = command(text)
     assert status == 0
     shown = {" ".join(row.split()) for row in out.splitlines()}
-    assert " ".join(["weight", *(f"{x:.2f}" for x in weights)]) in shown
-    assert " ".join(["recalled of its own", *(f"{x:.2f}" for x in recalled)]) in shown
+    assert " ".join(["weight", *(f"{x:.3f}" for x in weights), "-"]) in shown
+    assert " ".join(["recalled", *(f"{x:.3f}" for x in recalled), "-"]) in shown
     worst = max(line.condition_number[0] or 0 for line in lines)
-    assert f"recall: strength 1.50, condition numbers below {worst:,.0f}" in shown
+    assert f"Recall: strength 1.50, condition numbers below {worst:,.0f}." in shown
 
 
 def test_status_and_last_line(command: Callable[..., tuple[int, str, str]]) -> None:

@@ -16,6 +16,7 @@ from report_fixtures import header, small_lines, tensor_line, write_record
 
 from mergekit_yoyo.cli import main
 from mergekit_yoyo.errors import YoyoError
+from mergekit_yoyo.record.quantities import DISTANCE, RECALLED
 from mergekit_yoyo.record.reading import read_record
 from mergekit_yoyo.record.schema import Finding
 from mergekit_yoyo.report import compare_records, render_picture, summarize
@@ -127,7 +128,8 @@ def test_totals_are_those_of_the_lines(record):
     for model in summary.models:
         name = model.name
         assert model.weight == pytest.approx(weight[name] / elements[name], rel=1e-12)
-        assert model.distance == pytest.approx((square[name] / elements[name]) ** 0.5, rel=1e-12)
+        distance = model.totals[DISTANCE]
+        assert distance == pytest.approx((square[name] / elements[name]) ** 0.5, rel=1e-12)
         assert (model.rejected, model.problems) == (rejected[name], problems[name])
     assert summary.models[3].rejected > 20
     assert [model.short for model in summary.models] == ["code", "german", "manual", "broken"]
@@ -276,8 +278,8 @@ def test_an_anchor_of_recall_is_not_weighed_and_recall_is_averaged(tmp_path):
         size = np.prod(line["shape"]) / len(line["weights"])
         added += size * sum(row[0] for row in line["recalled"])
         elements += np.prod(line["shape"])
-    assert a.recalled == pytest.approx(added / elements)
-    assert b.recalled == pytest.approx(1.2)
+    assert a.totals[RECALLED] == pytest.approx(added / elements)
+    assert b.totals[RECALLED] == pytest.approx(1.2)
     said = "Recall: strength 1.00 to 1.25, condition numbers below 1,234."
     assert said in report(path).output
     page = tmp_path / "page.html"

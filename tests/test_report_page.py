@@ -12,6 +12,7 @@ from selenium.webdriver import ActionChains, Chrome, Keys
 from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
 
+from mergekit_yoyo.record.quantities import DISTANCE
 from mergekit_yoyo.record.reading import read_record
 from mergekit_yoyo.report import render_page, summarize
 from mergekit_yoyo.report.colors import CROSS, DARK, LIGHT
@@ -132,7 +133,7 @@ def test_distances_between_models_are_the_summarys(opened, page):
     assert [row[i] for i, row in enumerate(rows[:3])] == ["·"] * 3
     for i, j in ((0, 1), (0, 2), (1, 2)):
         assert rows[i][j] == rows[j][i] == f"{summary.gaps[i, j]:.3f}"
-    assert rows[3] == [f"{model.distance:.3f}" for model in summary.models]
+    assert rows[3] == [f"{model.totals[DISTANCE]:.3f}" for model in summary.models]
 
 
 def test_the_maps_switch_to_distances(opened, page):

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mergekit_yoyo.algorithm.robust import Array, mad_scale, tukey_weights
+from mergekit_yoyo.rejection import REJECTED
 
-REJECTED = 1e-3  # an input of less weight is left out altogether
 STILL = 1e-12  # the weights have settled
 MAX_ROUNDS = 100
 MAX_STRENGTH = 3.0  # of the closed form

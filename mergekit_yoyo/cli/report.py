@@ -15,8 +15,9 @@ from mergekit_yoyo.report import (
     summarize,
 )
 from mergekit_yoyo.staging import write_files
+from mergekit_yoyo.terminal import stdout_console
 
-_PIPED_WIDTH = 80
+_PIPED_WIDTH = 80  # the tables fold: a log or an issue shows them as a terminal does
 
 
 @click.command()
@@ -39,8 +40,6 @@ def command(record: Path, other: Path | None, html: Path | None, png: Path | Non
 
     With OTHER, the record of another merge of the same inputs: what differs between the two.
     """
-    from rich.console import Console
-
     for option, out in (("--html", html), ("--png", png)):
         if out and other:
             raise YoyoError(
@@ -53,11 +52,11 @@ def command(record: Path, other: Path | None, html: Path | None, png: Path | Non
             raise YoyoError(f"{option} {out}: that is the record. Choose another name.")
     if html and png and html.resolve() == png.resolve():
         raise YoyoError(f"--html and --png: both are {html}. Choose two names.")
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = _PIPED_WIDTH
+    console = stdout_console()
+    width = None if console.is_terminal else _PIPED_WIDTH
     if other:
-        console.print(render_comparison(compare_records(read_record(record), read_record(other))))
+        compared = compare_records(read_record(record), read_record(other))
+        console.print(render_comparison(compared), soft_wrap=False, width=width)
         return
     summary = summarize(read_record(record))
     files = {}
@@ -65,7 +64,7 @@ def command(record: Path, other: Path | None, html: Path | None, png: Path | Non
         files[html] = render_page(summary).encode()
     if png:
         files[png] = render_picture(summary)
-    console.print(render_summary(summary))
+    console.print(render_summary(summary), soft_wrap=False, width=width)
     write_files(files)
     for file in files:
         click.echo(f"wrote {file}", err=True)

@@ -9,6 +9,7 @@ from typing import Any
 
 from mergekit_yoyo import card as cards
 from mergekit_yoyo.errors import YoyoError
+from mergekit_yoyo.finish.weighed import Weighed
 from mergekit_yoyo.model.donor import card_of
 from mergekit_yoyo.model.merge_yaml import MergeYaml, ModelName
 
@@ -29,7 +30,7 @@ _RECALL_SENTENCES = (
 
 
 def finished_card(
-    present: str, name: str, merge_yaml: MergeYaml, weights: Mapping[str, float]
+    present: str, name: str, merge_yaml: MergeYaml, weighed: Weighed
 ) -> tuple[str, list[str]]:
     """The model card of a merge, and notes on what could not be said in it.
 
@@ -41,7 +42,7 @@ def finished_card(
         present: the card as it is, or an empty text.
         name: what the model will be called: title of a new card, name in its examples.
         merge_yaml: the merge YAML.
-        weights: what each input weighed, by name; of those that are known.
+        weighed: what is known of each input from the record.
 
     Raises:
         YoyoError: the card as it is has front matter or markers that cannot be read.
@@ -72,7 +73,7 @@ def finished_card(
         if key in carried.metadata and key not in metadata:
             changes[key] = carried.metadata[key]
     card = cards.update_metadata(_without_mergekits_body(present, merge_yaml, name), changes)
-    section = _section(name, merge_yaml, carried.licenses, weights)
+    section = _section(name, merge_yaml, carried.licenses, weighed)
     card = cards.write_section(card, SECTION, section)
     return card, notes + ([] if "license" in metadata else carried.notes)
 
@@ -86,11 +87,12 @@ def _section(
     name: str,
     merge_yaml: MergeYaml,
     licenses: Mapping[str, str | None],
-    weights: Mapping[str, float],
+    weighed: Weighed,
 ) -> str:
-    rows = ["| model | license |", "|---|---|"]
-    if weights:
-        rows = ["| model | license | mean weight |", "|---|---|---:|"]
+    rows = [
+        " | ".join(["| model | license", *(f"{quantity.card}" for quantity in weighed)]) + " |",
+        "|---|---|" + "---:|" * len(weighed),
+    ]
     for model in merge_yaml.inputs:
         # A local folder is of no use to a reader, and its path may be nobody's business.
         shown = (
@@ -100,12 +102,12 @@ def _section(
         )
         shown += " (base)" if model == merge_yaml.base else ""
         row = f"| {shown} | {licenses[str(model)] or 'not stated'} |"
-        if weights:
-            weight = weights.get(str(model))
-            row += " |" if weight is None else f" {weight:.2f} |"
+        for values in weighed.values():
+            value = values.get(str(model))
+            row += " |" if value is None else f" {value:.2f} |"
         rows.append(row)
-    if weights:
-        rows += ["", "Mean weight over all elements: 1 is full trust, 0 is rejected."]
+    for quantity in weighed:
+        rows += ["", f"{str(quantity.card).capitalize()}: {quantity.meaning}."]
     versions = " ".join(f"{package}=={version(package).split('+')[0]}" for package in _PACKAGES)
     return "\n".join(
         [

@@ -126,9 +126,9 @@ def plan_finish(
     files |= _generation_settings(merge, source.folder, files.get(GENERATION_FILE))
     if not (merge / MERGE_FILE).is_file():
         files[MERGE_FILE] = merge_yaml.text.encode()
-    weights, weight_notes = weights_of(merge, merge_yaml)
+    weighed, weight_notes = weights_of(merge, merge_yaml)
     card, card_notes = finished_card(
-        cards.read_card(merge / "README.md"), name or merge.resolve().name, merge_yaml, weights
+        cards.read_card(merge / "README.md"), name or merge.resolve().name, merge_yaml, weighed
     )
     notes += cards.check_card(card)
     files["README.md"] = card.encode()

@@ -5,12 +5,15 @@ from pathlib import Path
 
 from mergekit_yoyo.errors import YoyoError
 from mergekit_yoyo.model.merge_yaml import MergeYaml
+from mergekit_yoyo.record.quantities import Quantity, totals
 from mergekit_yoyo.record.reading import read_record
-from mergekit_yoyo.report import summarize
+from mergekit_yoyo.record.statistics import models_of, statistics_of
+
+Weighed = dict[Quantity, dict[str, float]]
 
 
-def weights_of(merge: Path, merge_yaml: MergeYaml) -> tuple[dict[str, float], list[str]]:
-    """The mean weight of each input, by its name in the YAML, and notes on why there is none.
+def weights_of(merge: Path, merge_yaml: MergeYaml) -> tuple[Weighed, list[str]]:
+    """What a card shows of each input, by its name in the YAML, and notes on why there is nothing.
 
     The record is looked for where the YAML's `report` says, and by that name in the merge.
     """
@@ -30,5 +33,10 @@ def weights_of(merge: Path, merge_yaml: MergeYaml) -> tuple[dict[str, float], li
         or record.missing
     ):
         return {}, [f"{found}: the record of another merge, or of one that did not end: not used"]
-    models = summarize(record).models
-    return {model.name: model.weight for model in models if math.isfinite(model.weight)}, []
+    names = models_of(record)
+    found_totals = totals(statistics_of(record.tensors, names), len(names))
+    return {
+        quantity: {n: x for n, x in zip(names, values.tolist(), strict=True) if math.isfinite(x)}
+        for quantity, values in found_totals.items()
+        if quantity.card
+    }, []

@@ -2,5 +2,6 @@
 
 from mergekit_yoyo.inspection.remark import Level
 from mergekit_yoyo.inspection.run import Inspection, Reading, inspect
+from mergekit_yoyo.inspection.terminal import show
 
-__all__ = ["Inspection", "Level", "Reading", "inspect"]
+__all__ = ["Inspection", "Level", "Reading", "inspect", "show"]

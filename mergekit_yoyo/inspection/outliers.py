@@ -2,44 +2,50 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
+from itertools import combinations
 from statistics import median
 
-from mergekit_yoyo.inspection.distances import (
-    TensorDistances,
-    families,
-    grouped,
-    mean_cosine,
-    relative_size,
-)
+import numpy as np
+
 from mergekit_yoyo.inspection.remark import Remark, error, note, some, warning
 from mergekit_yoyo.inspection.weights import Look
+from mergekit_yoyo.record.findings import IGNORED, count_found, odd_sizes, weighed
+from mergekit_yoyo.record.layers import by_kind
+from mergekit_yoyo.record.quantities import DISTANCE, WEIGHT
+from mergekit_yoyo.record.statistics import Array, TensorStatistics, cosines
 
 RELATED = 0.5  # fine-tunes of one base have cosines near 1, strangers near 0
 FAR = 10.0  # times as far from the center as the others
 NOTABLE = 0.02  # of the weights' size: below, nothing is far
-SIZES = (0.5, 2.0)  # times the others' norm: beyond, a model has another scale
-IGNORED = 0.1  # mean weight of a model that the merge hardly follows
 
 
-def check_looks(looks: Sequence[Look], tensors: Sequence[TensorDistances]) -> list[Remark]:
+def check_looks(
+    looks: Sequence[Look],
+    tensors: Sequence[TensorStatistics],
+    models: Sequence[str],
+    *,
+    ours: bool,
+) -> list[Remark]:
     """All that the weights themselves give away.
 
-    looks: of every tensor of the merge. tensors: of those that several models share.
+    looks: of every tensor of the merge. tensors: of those that several models share. models: the
+    inputs, in the order of the statistics. ours: the method is yoyo_fusion.
     """
     faults = [look.fault for look in looks if look.fault is not None]
     remarks = [error(fault) for fault in faults[:3]]
     if len(faults) > 3:
         remarks.append(error(f"and {len(faults) - 3:,} more tensors with such faults"))
     remarks += _copies(looks)
-    models = list(dict.fromkeys(model for tensor in tensors for model in tensor.distances))
-    matrices = [tensor for tensor in tensors if len(tensor.shape) > 1]
-    found = families(matrices, models, RELATED)
-    if len(found) > 1:
-        remarks += _strangers(matrices, found)
-    elif found:
+    matrices = [tensor for tensor in tensors if len(tensor.line.shape) > 1]
+    related = cosines(matrices, len(models))
+    families = _families(related, {i for tensor in tensors for i in _inputs(tensor)})
+    if len(families) > 1:
+        remarks += _strangers(related, families, models)
+    elif families:
         remarks += _outliers(tensors, matrices, models)
-    remarks += _sizes(matrices, models)
-    return [*remarks, *_rejected(looks), *_alone(looks)]
+    restores_mean = ours and any(t.line.parameters.get("rescale") == "mean" for t in tensors)
+    remarks += map(warning, odd_sizes(tensors, models, restores_mean=restores_mean))
+    return [*remarks, *_rejected(tensors, models), *_alone(tensors)]
 
 
 def _copies(looks: Sequence[Look]) -> Iterator[Remark]:
@@ -57,124 +63,122 @@ def _copies(looks: Sequence[Look]) -> Iterator[Remark]:
             yield note(f"{one} and {other} share {count:,} of {met[one, other]:,} tensors")
 
 
-def _strangers(matrices: Sequence[TensorDistances], found: list[set[str]]) -> Iterator[Remark]:
-    def nearest_cosine(family: set[str]) -> float:
-        rest = set[str]().union(*found) - family
-        cosines = [mean_cosine(matrices, a, b) for a in family for b in rest]
-        return max((c for c in cosines if c == c), default=0.0)
+def _families(related: Array, models: set[int]) -> list[set[int]]:
+    """Models put together where the cosine of their weights says fine-tunes; largest first."""
+    found = [{model} for model in sorted(models)]
+    for pair in combinations(sorted(models), 2):
+        if related[pair] >= RELATED:
+            joined = [family for family in found if not family.isdisjoint(pair)]
+            found = [family for family in found if family not in joined] + [set().union(*joined)]
+    return sorted(found, key=len, reverse=True)
 
-    if len(found[0]) == len(found[1]):
+
+def _strangers(related: Array, families: list[set[int]], models: Sequence[str]) -> Iterator[Remark]:
+    def nearest_cosine(family: set[int]) -> float:
+        rest = set[int]().union(*families) - family
+        found = related[np.ix_(sorted(family), sorted(rest))]
+        return float(np.max(found, initial=-1.0, where=~np.isnan(found)))
+
+    def named(family: set[int]) -> str:
+        return some(sorted(models[i] for i in family))
+
+    if len(families[0]) == len(families[1]):
         yield warning(
             f"no majority of the inputs shares a base: cosines between "
-            f"{' | '.join(some(sorted(family)) for family in found)} are at most "
-            f"{max(map(nearest_cosine, found)):.2f}"
+            f"{' | '.join(map(named, families))} are at most "
+            f"{max(map(nearest_cosine, families)):.2f}"
         )
         return
-    for family in found[1:]:
+    for family in families[1:]:
         yield warning(
-            f"{some(sorted(family))}: of another base than {some(sorted(found[0]))}: cosine of the "
+            f"{named(family)}: of another base than {named(families[0])}: cosine of the "
             f"weights {nearest_cosine(family):.2f} (fine-tunes of one base: near 1), or spoiled"
         )
 
 
 def _outliers(
-    tensors: Sequence[TensorDistances], matrices: Sequence[TensorDistances], models: Sequence[str]
+    tensors: Sequence[TensorStatistics],
+    matrices: Sequence[TensorStatistics],
+    models: Sequence[str],
 ) -> Iterator[Remark]:
     """Models and tensors that lie elsewhere than the others, among fine-tunes of one base."""
     far = set()
-    spreads = {model: distance for model in models if (distance := _usual(matrices, model))}
+    spreads = {model: distance for model, distance in _usual(matrices).items() if distance}
     for model, distance in spreads.items():
-        others = [value for name, value in spreads.items() if name != model]
+        others = [value for other, value in spreads.items() if other != model]
         if len(others) > 1 and distance > max(FAR * median(others), NOTABLE):
             far.add(model)
             yield warning(
-                f"{model}: {distance / median(others):.0f} times as far from the center as the "
-                f"others ({distance:.1%} of the weights' size): another base, or noise?"
+                f"{models[model]}: {distance / median(others):.0f} times as far from the center as "
+                f"the others ({distance:.1%} of the weights' size): another base, or noise?"
             )
-    usual = {
-        (model, kind): _usual(group, model)
-        for kind, group in grouped(tensors, lambda tensor: tensor.place.kind).items()
-        for model in models
-    }
-    strange: dict[str, list[str]] = defaultdict(list)
+    usual = {kind: _usual(group) for kind, group in by_kind(tensors).items()}
+    strange: dict[int, list[str]] = defaultdict(list)
     for tensor in tensors:
-        for model in tensor.distances:
-            if model not in far and _is_strange(tensor, model, usual[model, tensor.place.kind]):
-                cosine = max(
-                    tensor.cosine(model, other) for other in tensor.distances if other != model
-                )
-                strange[model].append(f"{tensor.name} (cosine {cosine:.3f})")
+        for model in _inputs(tensor):
+            if model not in far and _is_strange(tensor, model, usual[tensor.place.kind][model]):
+                cosine = max(_cosine(tensor, model, j) for j in _inputs(tensor) if j != model)
+                strange[model].append(f"{tensor.line.name} (cosine {cosine:.3f})")
     if len(models) == 2 and strange:
-        one, other = models
-        yield warning(f"{one} and {other} differ as strangers do in {some(strange[one])}")
+        yield warning(
+            f"{models[0]} and {models[1]} differ as strangers do in "
+            f"{some(next(iter(strange.values())))}"
+        )
         return
     for model, names in strange.items():
         yield warning(
-            f"{model}: unlike the other inputs in {some(names)}, where the rest of it is like "
-            "them: swapped, spoiled or retrained?"
+            f"{models[model]}: unlike the other inputs in {some(names)}, where the rest of it is "
+            "like them: swapped, spoiled or retrained?"
         )
 
 
-def _is_strange(tensor: TensorDistances, model: str, usual: float) -> bool:
+def _is_strange(tensor: TensorStatistics, model: int, usual: float) -> bool:
     """Whether a model's tensor is a stranger to all others', or much farther than they are."""
-    others = [name for name in tensor.distances if name != model]
-    agree = [tensor.cosine(a, b) for k, a in enumerate(others) for b in others[k + 1 :]]
-    if all(tensor.cosine(model, other) < RELATED for other in others):
+    others = [other for other in _inputs(tensor) if other != model]
+    agree = [_cosine(tensor, a, b) for a, b in combinations(others, 2)]
+    if all(_cosine(tensor, model, other) < RELATED for other in others):
         return not agree or max(agree) >= RELATED
-    farthest = max(tensor.distances[other] for other in others)
-    return len(others) > 1 and tensor.distances[model] > max(FAR * farthest, FAR * usual, NOTABLE)
+    distances = DISTANCE.of_tensor(tensor)
+    farthest = max(distances[other] for other in others)
+    return len(others) > 1 and bool(distances[model] > max(FAR * farthest, FAR * usual, NOTABLE))
 
 
-def _usual(tensors: Sequence[TensorDistances], model: str) -> float:
-    """A model's distance from the center in the median over tensors; 0 if it is in none."""
-    found = [tensor.distances[model] for tensor in tensors if model in tensor.distances]
-    return median(found) if found else 0.0
+def _inputs(tensor: TensorStatistics) -> list[int]:
+    return np.flatnonzero(~np.isnan(DISTANCE.of_tensor(tensor))).tolist()
 
 
-def _sizes(matrices: Sequence[TensorDistances], models: Sequence[str]) -> Iterator[Remark]:
-    for model in models if len(models) > 2 else ():
-        ratio = relative_size(matrices, model)
-        if not SIZES[0] <= ratio <= SIZES[1]:
-            yield warning(
-                f"{model}: its weights are {ratio:.3g} times as large as the others'; with "
-                "rescale: median they do not set the scale of the merge"
-            )
+def _cosine(tensor: TensorStatistics, one: int, other: int) -> float:
+    """Between two models' weights."""
+    return float(1 - tensor.squared_gaps[one, other] / 2)
 
 
-def _rejected(looks: Sequence[Look]) -> Iterator[Remark]:
-    weights: dict[str, list[float]] = defaultdict(list)
-    rejected: dict[str, list[str]] = defaultdict(list)
-    for look in looks:
-        if look.line is not None and look.line.weights:
-            for k, model in enumerate(look.line.inputs or []):
-                column = [weight for row in look.line.weights if (weight := row[k]) is not None]
-                if column:  # an anchor of recall is not weighed
-                    weights[model].append(sum(column) / len(column))
-            for finding in look.line.warnings:
-                if finding.kind == "rejected" and finding.model:
-                    rejected[finding.model].append(look.name)
-    for model, names in rejected.items():
-        mean = sum(weights[model]) / len(weights[model])
-        text = (
-            f"{model}: yoyo_fusion rejects it in {len(names):,} of {len(weights[model]):,} tensors"
-        )
-        if mean < IGNORED:
-            yield warning(f"{text}: the merge hardly follows it")
+def _usual(tensors: Sequence[TensorStatistics]) -> dict[int, float]:
+    """Each model's distance from the center in the median over the tensors it is an input of."""
+    found: dict[int, list[float]] = defaultdict(list)
+    for tensor in tensors:
+        for model in _inputs(tensor):
+            found[model].append(float(DISTANCE.of_tensor(tensor)[model]))
+    return {model: median(distances) for model, distances in found.items()}
+
+
+def _rejected(tensors: Sequence[TensorStatistics], models: Sequence[str]) -> Iterator[Remark]:
+    weights = WEIGHT.over(tensors, len(models))
+    for i, model in enumerate(models):
+        names = [tensor.line.name for tensor in tensors if tensor.rejected[i]]
+        if not names:
+            continue
+        text = f"{model}: yoyo_fusion rejects it in {len(names):,} of {len(weighed(tensors, i)):,}"
+        if weights[i] < IGNORED:
+            yield warning(f"{text} tensors: the merge hardly follows it")
         else:
-            yield note(f"{text}{f' ({some(names)})' if len(names) <= 3 else ''}")
+            yield note(f"{text} tensors{f' ({some(names)})' if len(names) <= 3 else ''}")
 
 
-def _alone(looks: Sequence[Look]) -> Iterator[Remark]:
+def _alone(tensors: Sequence[TensorStatistics]) -> Iterator[Remark]:
     """Tensors that recall can only average."""
-    merged = [look for look in looks if look.line is not None and look.line.weights]
-    alone = [
-        look.name
-        for look in merged
-        if look.line and any(finding.kind == "alone" for finding in look.line.warnings)
-    ]
-    if alone:
+    if alone := count_found(tensors, "alone"):
         yield warning(
-            f"consensus: recall has less than three inputs that differ in {len(alone):,} of "
-            f"{len(merged):,} tensors, and averages them: add a model, or a base model with "
+            f"consensus: recall has less than three inputs that differ in {alone:,} of "
+            f"{len(tensors):,} tensors, and averages them: add a model, or a base model with "
             "center: anchor"
         )

@@ -1,12 +1,11 @@
 """The look before a merge, in the order in which things can go wrong. Nothing is written."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mergekit_yoyo.errors import YoyoError
-from mergekit_yoyo.inspection.distances import TensorDistances, distances_of
 from mergekit_yoyo.inspection.fit import (
     check_architectures,
     check_configs,
@@ -31,6 +30,8 @@ from mergekit_yoyo.inspection.settings import check_settings, method_of
 from mergekit_yoyo.inspection.vocabulary import check_templates, check_tokenizers
 from mergekit_yoyo.inspection.weights import Look, look_at_weights
 from mergekit_yoyo.model.merge_yaml import MergeYaml, read_merge_yaml, references
+from mergekit_yoyo.progress import SILENT, Progress
+from mergekit_yoyo.record.statistics import TensorStatistics, statistics_of
 
 if TYPE_CHECKING:
     from mergekit.common import ModelReference
@@ -38,10 +39,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Reading:
-    """The weights: what was seen of each tensor, and the distances where several models meet."""
+    """The weights: what was seen of each tensor, and the statistics where several models meet."""
 
     looks: list[Look]
-    tensors: list[TensorDistances]
+    tensors: list[TensorStatistics]
 
 
 @dataclass
@@ -69,7 +70,7 @@ def inspect(
     *,
     quick: bool = False,
     output: Path = Path(),
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress = SILENT,
 ) -> Inspection:
     """Look at a merge before it is run.
 
@@ -77,7 +78,7 @@ def inspect(
         file: the merge YAML, for mergekit-yaml.
         quick: stop before the weights, and download only small files.
         output: where the merge would be written: whose disk is asked for space.
-        progress: called with the number of tensors read, and of all.
+        progress: told of the tensors read.
 
     Raises:
         YoyoError: the file cannot be read, or is no merge YAML.
@@ -133,7 +134,7 @@ def _read_weights(
     seen: Inspection,
     plan: Plan,
     models: Mapping["ModelReference", Located],
-    progress: Callable[[int, int], None] | None,
+    progress: Progress,
 ) -> None:
     try:
         download(seen.inputs, models)
@@ -141,11 +142,13 @@ def _read_weights(
         seen.remarks.append(error(str(wrong)))
         return
     looks = []
+    progress.begin("Reading weights", len(plan.tasks))
     for look in look_at_weights(plan):
         looks.append(look)
-        if progress is not None:
-            progress(len(looks), len(plan.tasks))
-    lines = [look.line for look in looks if look.line is not None]
-    tensors = [distances_of(line) for line in lines if line.weights]
+        progress.advance()
+    names = [str(item) for item in seen.inputs]
+    lines = [look.line for look in looks if look.line is not None and look.line.weights]
+    tensors = statistics_of(lines, names)
     seen.reading = Reading(looks, tensors)
-    seen.remarks += check_looks(looks, tensors)
+    ours = seen.merge_yaml.method == "yoyo_fusion"
+    seen.remarks += check_looks(looks, tensors, names, ours=ours)

@@ -2,14 +2,22 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from torch import Tensor
 
 from mergekit_yoyo.algorithm.result import Details
 from mergekit_yoyo.algorithm.robust import Array
-from mergekit_yoyo.algorithm.trust import REJECTED
-from mergekit_yoyo.record.schema import Finding, Number, Scalar, TensorLine, pairs
+from mergekit_yoyo.record.schema import (
+    COLUMNS,
+    Finding,
+    FindingKind,
+    Scalar,
+    TensorLine,
+    pairs,
+)
+from mergekit_yoyo.rejection import REJECTED
 
 
 def tensor_line(
@@ -38,55 +46,59 @@ def tensor_line(
     )
     if details.weights.size == 0:
         return line
+    columns = _columns(details, len(inputs))
+    recalls = "strength" in columns
+    if anchor is not None and recalls:
+        columns["weights"] = columns["weights"].copy()
+        columns["weights"][:, anchor] = np.nan
+    if np.isnan(columns["center_weights"]).all():
+        del columns["center_weights"]
     gram = details.residual_gram.reshape(-1, len(inputs), len(inputs))
-    weights, center_weights, norms, residual_norms = (
-        array.reshape(-1, len(inputs))
-        for array in (
-            details.weights,
-            details.center_weights,
-            details.norms,
-            details.residual_norms,
-        )
+    columns["cosines"] = _cosines(gram, columns["residual_norms"])
+    found: dict[str, object] = {name: _listed(values) for name, values in columns.items()}
+    return line.model_copy(
+        update={**found, "warnings": _findings(columns, details, inputs, anchor is not None)}
     )
-    if anchor is not None and details.strength is not None:
-        weights = weights.copy()
-        weights[:, anchor] = np.nan
-    found: dict[str, object] = {
-        "norms": _rows(norms),
-        "cosines": _rows(_cosines(gram, residual_norms)),
-        "residual_norms": _rows(residual_norms),
-        "weights": _rows(weights),
-        "center_weights": None if np.isnan(center_weights).all() else _rows(center_weights),
-        "iterations": np.atleast_1d(details.iterations).tolist(),
-    }
-    for quantity in ("energy", "energy_scale", "strength"):
-        values = getattr(details, quantity)
-        found[quantity] = None if values is None else _row(np.atleast_1d(values))
-    identical, alone = np.zeros((2, len(weights)), dtype=bool)
-    if details.rank is not None:
-        found["rank"] = np.atleast_1d(details.rank).tolist()
-        identical = np.atleast_1d(details.rank) == 0
-    if (
-        details.recalled is not None
-        and details.condition_number is not None
-        and details.strength is not None
-    ):
-        recalled = details.recalled.cpu().numpy().reshape(-1, len(inputs))
-        found["recalled"] = _rows(recalled)
-        found["condition_number"] = _row(details.condition_number.cpu().numpy().reshape(-1))
-        identical = np.isnan(recalled).all(1) & ~(weights < REJECTED).any(1)
-        alone = (np.atleast_1d(details.strength) == 0) & ~identical & (anchor is None)
+
+
+def _columns(details: Details, count: int) -> dict[str, Array]:
+    """Every column that the details have a field of: [P], or [P, width]."""
+    columns = {}
+    for name, per in COLUMNS.items():
+        values = getattr(details, name, None)
+        if values is not None:
+            on_host = values.cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
+            width = per.width(count)
+            columns[name] = on_host.reshape(-1, width) if width else on_host.reshape(-1)
+    return columns
+
+
+def _findings(
+    columns: Mapping[str, Array], details: Details, inputs: Sequence[str], anchored: bool
+) -> list[Finding]:
+    """What deserves a look, in the order in which it is told."""
+    rejected = columns["weights"] < REJECTED
+    nothing = np.zeros(len(rejected), dtype=bool)
+    if "strength" in columns:
+        identical = np.isnan(columns["recalled"]).all(1) & ~rejected.any(1)
+        alone = nothing if anchored else (columns["strength"] == 0) & ~identical
+    else:
+        identical, alone = np.equal(columns["rank"], 0), nothing
     stuck = np.atleast_1d(details.center_status) == "not_converged"
-    rejected = (weights < REJECTED).sum(0).tolist()
     findings = [
         Finding(kind="rejected", model=model, problems=count)
-        for model, count in zip(inputs, rejected, strict=True)
+        for model, count in zip(inputs, rejected.sum(0).tolist(), strict=True)
         if count
     ]
-    for kind, where in (("identical", identical), ("not_converged", stuck), ("alone", alone)):
-        if where.any():
-            findings.append(Finding.model_validate({"kind": kind, "problems": int(where.sum())}))
-    return line.model_copy(update={**found, "warnings": findings})
+    where: dict[FindingKind, Any] = {
+        "identical": identical,
+        "not_converged": stuck,
+        "alone": alone,
+    }
+    for kind, problems in where.items():
+        if problems.any():
+            findings.append(Finding(kind=kind, problems=int(problems.sum())))
+    return findings
 
 
 def _cosines(gram: Array, residual_norms: Array) -> Array:
@@ -102,10 +114,10 @@ def _nan_if_zero(values: Array) -> Array:
     return np.where(values > 0, values, np.nan)
 
 
-def _rows(values: Array) -> list[list[Number]]:
-    return [_row(row) for row in values]
-
-
-def _row(values: Array) -> list[Number]:
-    """Numbers with six significant digits, null for what is no number."""
+def _listed(values: Array) -> list[object]:
+    """Counts as they are; numbers with six significant digits, null for what is no number."""
+    if values.ndim == 2:
+        return [_listed(row) for row in values]
+    if values.dtype.kind == "i":
+        return list(values.tolist())
     return [float(f"{x:.6g}") if math.isfinite(x) else None for x in values.tolist()]

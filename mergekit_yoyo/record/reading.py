@@ -8,7 +8,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from mergekit_yoyo.errors import YoyoError
-from mergekit_yoyo.record.schema import SCHEMA_VERSION, Header, TensorLine, pairs
+from mergekit_yoyo.record.schema import COLUMNS, SCHEMA_VERSION, Header, TensorLine
 
 
 @dataclass(frozen=True)
@@ -113,20 +113,14 @@ def _first(error: ValidationError) -> str:
 def _misfit(tensor: TensorLine) -> str:
     """What does not fit together in a line, or nothing."""
     inputs, problems = len(tensor.inputs or ()), len(tensor.weights)
+    for column, per in COLUMNS.items():
+        rows, width = getattr(tensor, column), per.width(inputs)
+        if rows is None or (not rows and not problems):
+            continue
+        if len(rows) != problems or (width and any(len(row) != width for row in rows)):
+            return f"expected {problems}{f' x {width}' if width else ''} {column}"
     if not problems:
         return ""
-    widths = {
-        "norms": inputs,
-        "cosines": len(pairs(inputs)),
-        "residual_norms": inputs,
-        "weights": inputs,
-        "center_weights": inputs,
-        "recalled": inputs,
-    }
-    for field, width in widths.items():
-        rows = getattr(tensor, field)
-        if rows is not None and (len(rows) != problems or any(len(row) != width for row in rows)):
-            return f"expected {problems} x {width} {field}"
     if prod(tensor.shape) % problems:
         return f"{problems} problems do not divide the shape {tensor.shape}"
     return ""

@@ -3,10 +3,15 @@
 Version 1. Numbers are rounded to six significant digits, and null where there is none. A tensor
 holds P problems: P is 1 but for packed experts, which merge one by one (with gate and up
 concatenated: gate and up of the first expert, then of the second, ...). K counts the inputs.
+
+A column of numbers is one field of `TensorLine`, marked with what it has a number of: with that
+`read_record` checks its shape, `tensor_line` fills it from the field of that name in the `Details`
+of a merge, and the statistics have it as an array. What is shown of it stands in `quantities`.
 """
 
+from enum import Enum
 from itertools import combinations
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -14,7 +19,20 @@ SCHEMA_VERSION = 1
 
 Number = float | None
 Scalar = str | float | int | bool | None
-Kind = Literal["rejected", "identical", "not_converged", "alone"]
+Rows = list[list[Number]]
+FindingKind = Literal["rejected", "identical", "not_converged", "alone"]
+
+
+class Per(Enum):
+    """What a column has a number of: a row per problem, of so many numbers; or just one number."""
+
+    PROBLEM = "problem"
+    INPUT = "input"
+    PAIR = "pair of inputs"
+
+    def width(self, inputs: int) -> int | None:
+        """Numbers in a row, None where there are no rows."""
+        return {Per.INPUT: inputs, Per.PAIR: inputs * (inputs - 1) // 2}.get(self)
 
 
 class _Line(BaseModel):
@@ -50,7 +68,7 @@ class Finding(_Line):
     average. problems: in how many of the tensor's problems.
     """
 
-    kind: Kind
+    kind: FindingKind
     model: str | None = None
     problems: int = 1
 
@@ -80,19 +98,27 @@ class TensorLine(_Line):
     inputs: list[str] | None = None
     parameters: dict[str, Scalar] = {}
     consensus: str
-    norms: list[list[Number]] = []
-    cosines: list[list[Number]] = []
-    residual_norms: list[list[Number]] = []
-    weights: list[list[Number]] = []
-    center_weights: list[list[Number]] | None = None
-    rank: list[int] | None = None
-    energy: list[Number] | None = None
-    energy_scale: list[Number] | None = None
-    strength: list[Number] | None = None
-    condition_number: list[Number] | None = None
-    recalled: list[list[Number]] | None = None
-    iterations: list[int] = []
+    norms: Annotated[Rows, Per.INPUT] = []
+    cosines: Annotated[Rows, Per.PAIR] = []
+    residual_norms: Annotated[Rows, Per.INPUT] = []
+    weights: Annotated[Rows, Per.INPUT] = []
+    center_weights: Annotated[Rows | None, Per.INPUT] = None
+    rank: Annotated[list[int] | None, Per.PROBLEM] = None
+    energy: Annotated[list[Number] | None, Per.PROBLEM] = None
+    energy_scale: Annotated[list[Number] | None, Per.PROBLEM] = None
+    strength: Annotated[list[Number] | None, Per.PROBLEM] = None
+    condition_number: Annotated[list[Number] | None, Per.PROBLEM] = None
+    recalled: Annotated[Rows | None, Per.INPUT] = None
+    iterations: Annotated[list[int], Per.PROBLEM] = []
     warnings: list[Finding] = []
+
+
+COLUMNS = {
+    name: per
+    for name, field in TensorLine.model_fields.items()
+    for per in field.metadata
+    if isinstance(per, Per)
+}
 
 
 def pairs(count: int) -> list[tuple[int, int]]:

@@ -1,13 +1,13 @@
 """Pictures of a merge's record: a summary, a page, a heat map, and the comparison of two."""
 
-from mergekit_yoyo.report.compare import Comparison, compare_records
+from mergekit_yoyo.report.compare import RecordComparison, compare_records
 from mergekit_yoyo.report.page import render_page
 from mergekit_yoyo.report.picture import render_picture
 from mergekit_yoyo.report.summary import Summary, summarize
 from mergekit_yoyo.report.terminal import render_comparison, render_summary
 
 __all__ = [
-    "Comparison",
+    "RecordComparison",
     "Summary",
     "compare_records",
     "render_comparison",

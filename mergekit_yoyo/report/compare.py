@@ -1,17 +1,23 @@
 """Two merges of the same inputs, tensor by tensor: which options differ, which weights moved."""
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from mergekit_yoyo.errors import YoyoError
-from mergekit_yoyo.record.layers import Place
+from mergekit_yoyo.record.layers import Place, by_kind, by_layer
+from mergekit_yoyo.record.quantities import RECALLED, WEIGHT
 from mergekit_yoyo.record.reading import Record
 from mergekit_yoyo.record.schema import Scalar
-from mergekit_yoyo.report.grid import over_elements
-from mergekit_yoyo.report.measures import Array, Measures, mean, measure, models_of
+from mergekit_yoyo.record.statistics import (
+    Array,
+    TensorStatistics,
+    mean,
+    models_of,
+    statistics_of,
+)
 from mergekit_yoyo.report.summary import short_names
 
 NORM_TOLERANCE = 1e-4  # relative: records round to 1e-6, devices add up in another order
@@ -65,7 +71,7 @@ class TensorChange:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class RecordComparison:
     """Two records compared. kinds, layers: mean change [M] of the weights in each. largest: the
     tensors with a weight that moved, the largest move first."""
 
@@ -80,7 +86,7 @@ class Comparison:
     warnings: list[str]
 
 
-def compare_records(a: Record, b: Record) -> Comparison:
+def compare_records(a: Record, b: Record) -> RecordComparison:
     """Compare two merges of the same inputs.
 
     Raises:
@@ -93,9 +99,8 @@ def compare_records(a: Record, b: Record) -> Comparison:
             f"{a.path} and {b.path}: not merges of the same inputs ({', '.join(names)}; "
             f"{', '.join(models_of(b))}). Compare merges of the same models."
         )
-    here = {tensor.line.name: tensor for tensor in measure(a)}
-    order = [models_of(b).index(name) for name in names]
-    there = {tensor.line.name: tensor for tensor in measure(b)}
+    here = {tensor.line.name: tensor for tensor in statistics_of(a.tensors, names)}
+    there = {tensor.line.name: tensor for tensor in statistics_of(b.tensors, names)}
     common = [name for name in here if name in there]
     if not common:
         raise YoyoError(f"{a.path} and {b.path} have no tensor in common.")
@@ -103,30 +108,24 @@ def compare_records(a: Record, b: Record) -> Comparison:
         (here[name], there[name]) for name in common if here[name].problems and there[name].problems
     ]
     for one, other in both:
-        _check_inputs(a, b, names, one, other, order)
-    changes = [_change(one, other, order) for one, other in both]
+        _check_inputs(a, b, names, one, other)
+    changes = [_change(one, other) for one, other in both]
     moved = [change for change in changes if change.largest > WEIGHT_TOLERANCE]
-    layers: dict[int, list[TensorChange]] = defaultdict(list)
-    kinds: dict[str, list[TensorChange]] = defaultdict(list)
-    for change in changes:
-        kinds[change.place.kind].append(change)
-        if change.place.layer is not None:
-            layers[change.place.layer].append(change)
-    return Comparison(
+    return RecordComparison(
         a=a,
         b=b,
         options=_options(a, b, common),
-        models=_models(names, both, changes, order),
+        models=_models(names, both, changes),
         changes=changes,
-        kinds={kind: _mean_change(kinds[kind]) for kind in sorted(kinds)},
-        layers={layer: _mean_change(layers[layer]) for layer in sorted(layers)},
+        kinds={kind: _mean_change(group) for kind, group in by_kind(changes).items()},
+        layers={layer: _mean_change(group) for layer, group in by_layer(changes).items()},
         largest=sorted(moved, key=lambda change: -change.largest),
         warnings=_warnings(a, b, here, there),
     )
 
 
 def _check_inputs(
-    a: Record, b: Record, names: list[str], one: Measures, other: Measures, order: list[int]
+    a: Record, b: Record, names: list[str], one: TensorStatistics, other: TensorStatistics
 ) -> None:
     """The inputs are the same if their norms are; experts may be packed in one merge only."""
     name = one.line.name
@@ -135,8 +134,7 @@ def _check_inputs(
             f"{name}: of shape {one.line.shape} in {a.path} and {other.line.shape} in {b.path}: "
             "not merges of the same inputs."
         )
-    norms = np.sqrt((one.norms**2).sum(0))
-    others = np.sqrt((other.norms**2).sum(0))[order]
+    norms, others = (np.sqrt((tensor.columns["norms"] ** 2).sum(0)) for tensor in (one, other))
     for model, norm, norm_b in zip(names, norms, others, strict=True):
         same = np.isclose(norm, norm_b, rtol=NORM_TOLERANCE, atol=0.0, equal_nan=True)
         if not same:
@@ -146,11 +144,11 @@ def _check_inputs(
             )
 
 
-def _change(one: Measures, other: Measures, order: list[int]) -> TensorChange:
-    change = other.weight[order] - one.weight
+def _change(one: TensorStatistics, other: TensorStatistics) -> TensorChange:
+    change = WEIGHT.of_tensor(other) - WEIGHT.of_tensor(one)
     size = np.abs(change)
     if one.problems == other.problems:
-        size = mean(np.abs(other.weights[:, order] - one.weights), axis=0)
+        size = mean(np.abs(other.weights - one.weights))
     return TensorChange(one.line.name, one.place, one.elements, change, size)
 
 
@@ -158,26 +156,22 @@ def _mean_change(changes: Sequence[TensorChange], *, sizes: bool = False) -> Arr
     """Mean over elements of the changes, or of their sizes."""
     elements = np.array([change.elements for change in changes], dtype=np.float64)
     values = np.stack([change.size if sizes else change.change for change in changes])
-    return mean(values, axis=0, weights=elements[:, None])
+    return mean(values, elements[:, None])
 
 
 def _models(
     names: list[str],
-    both: Sequence[tuple[Measures, Measures]],
+    both: Sequence[tuple[TensorStatistics, TensorStatistics]],
     changes: Sequence[TensorChange],
-    order: list[int],
 ) -> list[ModelChange]:
     if not both:
         return []
     here, there = [one for one, _ in both], [other for _, other in both]
-    shape = (len(names),)
-    a = over_elements(here, lambda t: t.weight, shape)
-    b = over_elements(there, lambda t: t.weight[order], shape)
-    recalled_a = over_elements(here, lambda t: mean(t.recalled, axis=0), shape)
-    recalled_b = over_elements(there, lambda t: mean(t.recalled, axis=0)[order], shape)
+    a, b = (WEIGHT.over(tensors, len(names)) for tensors in (here, there))
+    recalled_a, recalled_b = (RECALLED.over(tensors, len(names)) for tensors in (here, there))
     sizes = _mean_change(changes, sizes=True)
-    rejected_a = np.sum([one.rejected for one, _ in both], axis=0)
-    rejected_b = np.sum([other.rejected[order] for _, other in both], axis=0)
+    rejected_a = np.sum([one.rejected for one in here], axis=0)
+    rejected_b = np.sum([other.rejected for other in there], axis=0)
     return [
         ModelChange(
             name=name,
@@ -224,7 +218,7 @@ def _said(options: dict[str, Scalar], name: str) -> str:
 
 
 def _warnings(
-    a: Record, b: Record, here: dict[str, Measures], there: dict[str, Measures]
+    a: Record, b: Record, here: dict[str, TensorStatistics], there: dict[str, TensorStatistics]
 ) -> list[str]:
     found = []
     for label, record, own, others in (("A", a, here, there), ("B", b, there, here)):

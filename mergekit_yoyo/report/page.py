@@ -6,10 +6,13 @@ from typing import Any
 import jinja2
 import numpy as np
 
+from mergekit_yoyo.record.findings import IGNORED
+from mergekit_yoyo.record.grid import Grid
+from mergekit_yoyo.record.quantities import DISTANCE, WEIGHT, fixed
+from mergekit_yoyo.record.statistics import Array, TensorStatistics, mean
+from mergekit_yoyo.rejection import REJECTED
 from mergekit_yoyo.report.colors import DARK, LIGHT
-from mergekit_yoyo.report.grid import Grid
-from mergekit_yoyo.report.measures import Array, Measures, mean
-from mergekit_yoyo.report.summary import FOLLOWED, IGNORED, Summary, ranges
+from mergekit_yoyo.report.summary import FOLLOWED, Summary, ranges
 
 _CONTESTED = 6  # tensors in the summary's list
 _STRIP = 1000  # weights of single experts are whole thousandths
@@ -26,7 +29,7 @@ def render_page(summary: Summary) -> str:
     )
     environment.filters["ranges"] = ranges
     environment.tests["known"] = lambda value: not np.isnan(value)
-    environment.filters["fixed"] = lambda value: "-" if np.isnan(value) else f"{value:.3f}"
+    environment.filters["fixed"] = fixed
     # `tojson` writes <, > and & as escapes: no name can end the script element
     environment.policies["json.dumps_kwargs"] = {
         "ensure_ascii": False,
@@ -51,21 +54,23 @@ def page_data(summary: Summary) -> dict[str, Any]:
     weights of packed experts in thousandths, expert by expert.
     """
     kinds = sorted({tensor.place.kind for tensor in summary.tensors})
-    rows = [_tensor(tensor, kinds) for tensor in summary.tensors]
+    rows = [_tensor(tensor, kinds, summary) for tensor in summary.tensors]
     return {
         "models": [{"name": model.name, "short": model.short} for model in summary.models],
+        "quantities": [quantity.title for quantity in summary.quantities],
+        "least": REJECTED,
         "scales": {"light": LIGHT, "dark": DARK},
         "kinds": kinds,
         "weights": _grid(summary.weights),
         "distances": _grid(summary.distances),
         "gaps": _numbers(summary.gaps),
-        "centers": [_number(model.distance) for model in summary.models],
+        "centers": [_number(model.totals.get(DISTANCE, np.nan)) for model in summary.models],
         "fields": list(rows[0]) if rows else [],
         "tensors": [list(row.values()) for row in rows],
     }
 
 
-def _tensor(tensor: Measures, kinds: list[str]) -> dict[str, Any]:
+def _tensor(tensor: TensorStatistics, kinds: list[str], summary: Summary) -> dict[str, Any]:
     line = tensor.line
     merged, packed = tensor.problems > 0, tensor.problems > 1
     strip: list[int | None] = []
@@ -81,15 +86,14 @@ def _tensor(tensor: Measures, kinds: list[str]) -> dict[str, Any]:
         "shape": line.shape,
         "dtype": line.dtype,
         "problems": tensor.problems,
-        "weight": _numbers(tensor.weight),
+        "weight": _numbers(WEIGHT.of_tensor(tensor)),
         "low": _numbers(_extreme(tensor.weights, least=True)) if packed else None,
         "high": _numbers(_extreme(tensor.weights, least=False)) if packed else None,
         "rejected": tensor.rejected.tolist(),
-        "distance": _numbers(tensor.distance),
+        "quantities": [_numbers(q.of_tensor(tensor)) for q in summary.quantities],
         "disagreement": _number(tensor.disagreement) if merged else None,
-        "norm": _numbers(np.sqrt(tensor.problems * mean(tensor.norms**2, axis=0))),
-        "center": _numbers(mean(tensor.center_weights, axis=0)),
-        "recalled": _numbers(mean(tensor.recalled, axis=0)) if line.recalled else None,
+        "norm": _numbers(np.sqrt(tensor.problems * mean(tensor.columns["norms"] ** 2))),
+        "center": _numbers(mean(tensor.columns["center_weights"])),
         "rank": _span(line.rank),
         "energy": _span(line.energy),
         "scale": _span(line.energy_scale),

@@ -6,6 +6,7 @@ from textwrap import wrap
 import numpy as np
 
 from mergekit_yoyo.errors import YoyoError
+from mergekit_yoyo.rejection import REJECTED
 from mergekit_yoyo.report.colors import CROSS, INK, LIGHT, is_dark, shade
 from mergekit_yoyo.report.summary import Summary
 
@@ -13,7 +14,6 @@ _WRITTEN_LAYERS = 12  # a cell of a model with at most so many layers holds its 
 _CELL, _LABEL = 0.24, 2.1  # inches
 _LETTERS_PER_INCH = 13
 _OUTER_GAP = 0.35  # cells
-_REJECTED = 1e-3  # as in the record
 
 
 def render_picture(summary: Summary) -> bytes:
@@ -71,7 +71,7 @@ def render_picture(summary: Summary) -> bytes:
                 axis.text(
                     corner[0] + width / 2,
                     row,
-                    CROSS if value < _REJECTED else text,
+                    CROSS if value < REJECTED else text,
                     ha="center",
                     va="center_baseline",
                     fontsize=6,

@@ -1,62 +1,71 @@
 """What a merge did, in a few numbers: totals per model, by layer and kind, and what to look at."""
 
-from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 import numpy as np
 
+from mergekit_yoyo.record.findings import IGNORED, count_found, odd_sizes, recall_said, weighed
+from mergekit_yoyo.record.grid import Grid, grid
+from mergekit_yoyo.record.layers import by_layer
+from mergekit_yoyo.record.quantities import DISTANCE, WEIGHT, Quantity, totals
 from mergekit_yoyo.record.reading import Record
-from mergekit_yoyo.record.schema import Kind, Scalar
-from mergekit_yoyo.report.grid import Grid, grid, over_elements
-from mergekit_yoyo.report.measures import Array, Measures, mean, measure, models_of
+from mergekit_yoyo.record.schema import FindingKind, Scalar
+from mergekit_yoyo.record.statistics import (
+    Array,
+    TensorStatistics,
+    gaps,
+    models_of,
+    statistics_of,
+)
 
 FOLLOWED = 0.5  # a model of at least this mean weight in a layer is followed there
-IGNORED = 0.1  # one below this is as good as rejected
-ODD_SIZE = 2.0  # an input this many times larger or smaller than the others is told
 
 
 @dataclass(frozen=True)
 class ModelTotals:
     """One model in the whole merge.
 
-    name: as in the YAML; short: its last part, if that tells it from the others. weight: mean,
-    every element counting once. problems, rejected: in how many tensors (each expert counting for
-    one) it took part and was rejected. distance: from the center, RMS. size: its norm in units of
-    the inputs' median norm, geometric mean. recalled: how much of its own residual it has back,
-    mean over all elements, NaN without recall. An anchor of recall is not weighed: it has no
-    problems, and NaN for all these. layer_weights: mean weight by layer; followed, ignored:
-    the layers where it is at least FOLLOWED or below IGNORED.
+    name: as in the YAML; short: its last part, if that tells it from the others. totals: its
+    quantities over all elements, those that any model has. problems, rejected: in how many tensors
+    (each expert counting for one) it was weighed and was rejected; an anchor of recall is not
+    weighed. layer_weights: mean weight by layer; followed, ignored: the layers where it is at least
+    FOLLOWED or below IGNORED.
     """
 
     name: str
     short: str
-    weight: float
+    totals: dict[Quantity, float]
     problems: int
     rejected: int
-    distance: float
-    size: float
-    recalled: float
     layer_weights: dict[int, float]
     followed: list[int]
     ignored: list[int]
+
+    @property
+    def weight(self) -> float:
+        """Mean over all elements; NaN if it is not weighed."""
+        return self.totals.get(WEIGHT, float("nan"))
 
 
 @dataclass(frozen=True)
 class Summary:
     """A record, digested. tensors: in order of layers. gaps: [M, M] RMS distances between the
     models. contested: tensors by disagreement, the largest first. passed: tensors of one input.
-    warnings: sentences. parameters: option -> value, several if they vary by tensor."""
+    recall: what is said of its strength. parameters: option -> value, several if they vary by
+    tensor. warnings: sentences."""
 
     record: Record
-    tensors: list[Measures]
+    tensors: list[TensorStatistics]
     models: list[ModelTotals]
     weights: Grid
     distances: Grid
     gaps: Array
-    contested: list[Measures]
+    contested: list[TensorStatistics]
     passed: int
+    recall: str
     parameters: dict[str, str]
     warnings: list[str]
 
@@ -65,41 +74,27 @@ class Summary:
         return sum(tensor.problems for tensor in self.tensors)
 
     @property
-    def recall(self) -> str:
-        """Recall's strength and condition numbers over all tensors; empty without recall."""
-        lines = [tensor.line for tensor in self.tensors]
-        strengths = [beta for line in lines for beta in line.strength or [] if beta is not None]
-        bounds = [c for line in lines for c in line.condition_number or [] if c is not None]
-        if not strengths:
-            return ""
-        low, high = f"{min(strengths):.2f}", f"{max(strengths):.2f}"
-        said = f"Recall: strength {low}" + (f" to {high}" if high != low else "")
-        return said + (f", condition numbers below {max(bounds):,.0f}" if bounds else "") + "."
+    def quantities(self) -> list[Quantity]:
+        """Those that any model has."""
+        return list(self.models[0].totals) if self.models else []
 
 
 def summarize(record: Record) -> Summary:
     """Digest a record; see `Summary`."""
-    tensors = measure(record)
-    merged = [tensor for tensor in tensors if tensor.problems]
     names = models_of(record)
-    weights = grid(tensors, len(names), lambda tensor: tensor.weight)
-    squares = grid(tensors, len(names), lambda tensor: tensor.distance**2)
-    models = [_totals(merged, i, name) for i, name in enumerate(short_names(names).items())]
+    tensors = statistics_of(record.tensors, names)
+    merged = [tensor for tensor in tensors if tensor.problems]
+    models = _models(merged, names)
     return Summary(
         record=record,
         tensors=tensors,
         models=models,
-        weights=weights,
-        distances=Grid(
-            squares.kinds,
-            squares.layers,
-            np.sqrt(squares.values),
-            squares.outside,
-            np.sqrt(squares.outside_values),
-        ),
-        gaps=np.sqrt(over_elements(merged, lambda t: mean(t.gaps**2, axis=0), (len(names),) * 2)),
+        weights=grid(tensors, len(names), WEIGHT),
+        distances=grid(tensors, len(names), DISTANCE),
+        gaps=gaps(merged, len(names)),
         contested=sorted(merged, key=lambda t: -np.nan_to_num(t.disagreement)),
         passed=len(tensors) - len(merged),
+        recall=recall_said(merged),
         parameters=_parameters(record),
         warnings=_warnings(record, merged, models),
     )
@@ -125,33 +120,25 @@ def ranges(numbers: Sequence[int]) -> str:
     )
 
 
-def _totals(merged: Sequence[Measures], model: int, name: tuple[str, str]) -> ModelTotals:
-    own = [tensor for tensor in merged if not np.isnan(tensor.weights[:, model]).all()]
-    by_layer: dict[int, list[Measures]] = defaultdict(list)
-    for tensor in own:
-        if tensor.place.layer is not None:
-            by_layer[tensor.place.layer].append(tensor)
-
-    def average(value: Callable[[Measures], Array], tensors: Sequence[Measures] = own) -> float:
-        """Of a quantity [M], for this model."""
-        return float(over_elements(tensors, lambda t: value(t)[model : model + 1], (1,))[0])
-
-    layer_weights = {
-        layer: average(lambda t: t.weight, tensors) for layer, tensors in sorted(by_layer.items())
-    }
-    return ModelTotals(
-        name=name[0],
-        short=name[1],
-        weight=average(lambda t: t.weight),
-        problems=sum(tensor.problems for tensor in own),
-        rejected=sum(int(tensor.rejected[model]) for tensor in own),
-        distance=float(np.sqrt(average(lambda t: t.distance**2))),
-        size=float(np.exp(average(lambda t: t.log_size))),
-        recalled=average(lambda t: mean(t.recalled, axis=0)),
-        layer_weights=layer_weights,
-        followed=[layer for layer, value in layer_weights.items() if value >= FOLLOWED],
-        ignored=[layer for layer, value in layer_weights.items() if value < IGNORED],
-    )
+def _models(merged: Sequence[TensorStatistics], names: Sequence[str]) -> list[ModelTotals]:
+    known = totals(merged, len(names))
+    weights = {layer: WEIGHT.over(group, len(names)) for layer, group in by_layer(merged).items()}
+    models = []
+    for i, (name, short) in enumerate(short_names(names).items()):
+        of_layers = {n: float(row[i]) for n, row in weights.items() if not np.isnan(row[i])}
+        models.append(
+            ModelTotals(
+                name=name,
+                short=short,
+                totals={quantity: float(values[i]) for quantity, values in known.items()},
+                problems=sum(tensor.problems for tensor in weighed(merged, i)),
+                rejected=sum(int(tensor.rejected[i]) for tensor in merged),
+                layer_weights=of_layers,
+                followed=[layer for layer, value in of_layers.items() if value >= FOLLOWED],
+                ignored=[layer for layer, value in of_layers.items() if value < IGNORED],
+            )
+        )
+    return models
 
 
 def _parameters(record: Record) -> dict[str, str]:
@@ -169,17 +156,16 @@ def _parameters(record: Record) -> dict[str, str]:
 
 
 def _warnings(
-    record: Record, merged: Sequence[Measures], models: Sequence[ModelTotals]
+    record: Record, merged: Sequence[TensorStatistics], models: Sequence[ModelTotals]
 ) -> list[str]:
     found = []
     done, missing = len(record.tensors), record.missing
-    restores_mean = record.header.parameters.get("rescale") == "mean"
     if missing:
         found.append(f"The merge did not finish: {done} of {done + missing} tensors are recorded.")
     if record.truncated:
         found.append("The last line of the record was cut off by a crash and is left out.")
     for i, model in enumerate(models):
-        own = [tensor for tensor in merged if not np.isnan(tensor.weights[:, i]).all()]
+        own = weighed(merged, i)
         whole = sum(tensor.rejected[i] == tensor.problems for tensor in own)
         part = sum(0 < tensor.rejected[i] < tensor.problems for tensor in own)
         if whole:
@@ -188,20 +174,15 @@ def _warnings(
             found.append(
                 f"{model.short} was rejected in some experts of {part} of {len(own)} tensors."
             )
-        if own and not 1 / ODD_SIZE <= model.size <= ODD_SIZE:
-            remedy = "; rescale: median keeps that out of the merge" if restores_mean else ""
-            found.append(
-                f"The weights of {model.short} are {model.size:.3g} times as large as the median "
-                f"input's{remedy}."
-            )
-    sentences: dict[Kind, str] = {
+    restores_mean = record.header.parameters.get("rescale") == "mean"
+    found += odd_sizes(merged, [model.short for model in models], restores_mean=restores_mean)
+    sentences: dict[FindingKind, str] = {
         "identical": "All inputs were identical in {} of {} tensors.",
         "not_converged": "The center did not converge in {} of {} tensors.",
         "alone": "Too few inputs to recall from (less than three that differ) in {} of {} tensors: "
         "those are plain averages.",
     }
     for kind, sentence in sentences.items():
-        count = sum(any(w.kind == kind for w in tensor.line.warnings) for tensor in merged)
-        if count:
+        if count := count_found(merged, kind):
             found.append(sentence.format(count, len(merged)))
     return found

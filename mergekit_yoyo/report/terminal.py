@@ -8,23 +8,19 @@ from rich.console import Group, RenderableType
 from rich.table import Column, Table
 from rich.text import Text
 
+from mergekit_yoyo.record.findings import IGNORED
+from mergekit_yoyo.record.quantities import RECALLED, WEIGHT, fixed, number
+from mergekit_yoyo.record.statistics import TensorStatistics
 from mergekit_yoyo.report.colors import CROSS
-from mergekit_yoyo.report.compare import Comparison
-from mergekit_yoyo.report.measures import Measures
-from mergekit_yoyo.report.summary import (
-    FOLLOWED,
-    IGNORED,
-    ModelTotals,
-    Summary,
-    ranges,
-)
+from mergekit_yoyo.report.compare import RecordComparison
+from mergekit_yoyo.report.summary import FOLLOWED, ModelTotals, Summary, ranges
 
 _SHOWN = 8  # tensors in a list
 _BLOCKS = " ▏▎▍▌▋▊▉█"
 _LEVELS = "▁▂▃▄▅▆▇█"
 _BAR = 8
 _MAX_COLUMNS = 4  # models side by side with the names of tensors
-_RECALLED = "recalled: how much of its own difference from the center a model has back."
+_RECALLED = f"{RECALLED.title}: {RECALLED.meaning}."
 _NAMES_WIDTH = 36  # of all names side by side; longer ones get numbers
 
 
@@ -43,17 +39,8 @@ def render_summary(summary: Summary) -> RenderableType:
         Text(options, style="dim"),
         *([Text(summary.recall)] if summary.recall else []),
         *(Text(f"Warning: {warning}", style="bold yellow") for warning in summary.warnings),
-        _models(summary.models),
-        _legend(
-            "weight: 1 is full trust, 0 is rejected; mean over all elements. distance: from the "
-            "center, where 1 is the size of the weights themselves. size: the norm, in units of "
-            "the median input's."
-            + (
-                f" {_RECALLED}"
-                if any(not math.isnan(model.recalled) for model in summary.models)
-                else ""
-            )
-        ),
+        _models(summary),
+        _legend(" ".join(f"{each.title}: {each.meaning}." for each in summary.quantities)),
     ]
     if any(model.layer_weights for model in summary.models):
         parts += [
@@ -75,7 +62,7 @@ def render_summary(summary: Summary) -> RenderableType:
     return Group(*parts)
 
 
-def render_comparison(comparison: Comparison) -> RenderableType:
+def render_comparison(comparison: RecordComparison) -> RenderableType:
     """Two merges of the same inputs: options, weights by model, kind, layer and tensor."""
     names = _marks([model.short for model in comparison.models])
     parts: list[RenderableType] = [
@@ -93,12 +80,12 @@ def render_comparison(comparison: Comparison) -> RenderableType:
     more = ["recalled A", "B"] if recalled else []
     totals = _table("model", "weight A", "B", "|change|", "rejected A", "B", *more)
     for mark, model in zip(names, comparison.models, strict=True):
-        back = [_number(model.recalled_a), _number(model.recalled_b)] if recalled else []
+        back = [number(model.recalled_a), number(model.recalled_b)] if recalled else []
         totals.add_row(
             _label(mark, model.short),
-            _weight(model.a),
-            _weight(model.b),
-            _weight(model.change),
+            fixed(model.a),
+            fixed(model.b),
+            fixed(model.change),
             f"{model.rejected_a:,}",
             f"{model.rejected_b:,}",
             *back,
@@ -130,23 +117,22 @@ def render_comparison(comparison: Comparison) -> RenderableType:
     return Group(*parts)
 
 
-def _models(models: Sequence[ModelTotals]) -> Table:
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    table.add_column("model", overflow="fold")
-    table.add_column("weight")
-    recalled = any(not math.isnan(model.recalled) for model in models)
-    for title in ("rejected in", "distance", "size", *(["recalled"] if recalled else [])):
+def _models(summary: Summary) -> Table:
+    models = summary.models
+    weight, *others = [quantity.title for quantity in summary.quantities] or [WEIGHT.title]
+    table = Table("model", weight, box=SIMPLE_HEAD, pad_edge=False)
+    table.columns[0].overflow = "fold"
+    for title in ("rejected in", *others):
         table.add_column(title, justify="right")
     marks = _marks([model.short for model in models])
     for mark, model in zip(marks, models, strict=True):
         share = f" ({model.rejected / model.problems:.1%})" if model.rejected else ""
+        numbers = [quantity.text(value) for quantity, value in model.totals.items()]
         table.add_row(
             _label(mark, model.short),
-            Text(f"{_weight(model.weight)} {_bar(model.weight)}"),
+            *(f"{weight} {_bar(model.weight)}" for weight in numbers[:1]),
             f"{model.rejected:,} of {model.problems:,}{share}" if model.problems else "not weighed",
-            _number(model.distance),
-            _number(model.size),
-            *([_number(model.recalled)] if recalled else []),
+            *numbers[1:],
         )
     return table
 
@@ -181,7 +167,7 @@ def _distances(summary: Summary) -> Table:
     for mark in marks:
         table.add_column(Text(mark), justify="right", overflow="fold")
     for i, mark in enumerate(marks):
-        row = ["-" if i == j else _number(summary.gaps[i, j]) for j in range(len(models))]
+        row = ["-" if i == j else number(summary.gaps[i, j]) for j in range(len(models))]
         table.add_row(Text(mark), *row)
     return table
 
@@ -194,8 +180,8 @@ def _contested(summary: Summary) -> Table:
     for mark in shown:
         table.add_column(Text(mark), justify="right", overflow="fold")
     for tensor in summary.contested[:_SHOWN]:
-        weights = map(_weight, tensor.weight[: len(shown)])
-        table.add_row(_place(tensor), _number(tensor.disagreement), *weights)
+        weights = map(fixed, WEIGHT.of_tensor(tensor)[: len(shown)])
+        table.add_row(_place(tensor), number(tensor.disagreement), *weights)
     return table
 
 
@@ -210,7 +196,7 @@ def _label(mark: str, name: str) -> Text:
     return Text(name if mark == name else f"{mark} {name}")
 
 
-def _place(tensor: Measures) -> Text:
+def _place(tensor: TensorStatistics) -> Text:
     layer, kind = tensor.place
     return Text(kind if layer is None else f"{layer} {kind}")
 
@@ -229,17 +215,6 @@ def _right(title: str) -> Column:
 
 def _legend(text: str) -> Text:
     return Text(text + "\n", style="dim")
-
-
-def _number(value: float) -> str:
-    """Three digits after the point, or three significant ones where it is far from 1."""
-    if math.isnan(value):
-        return "-"
-    return f"{value:.3f}" if value == 0 or 0.001 <= abs(value) < 100 else f"{value:.3g}"
-
-
-def _weight(value: float) -> str:
-    return "-" if math.isnan(value) else f"{value:.3f}"
 
 
 def _signed(value: float) -> str:

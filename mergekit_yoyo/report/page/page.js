@@ -3,7 +3,7 @@ const data = JSON.parse(document.getElementById("data").textContent);
 const models = data.models;
 const tensors = data.tensors.map((values) =>
   Object.fromEntries(data.fields.map((field, i) => [field, values[i]])));
-const REJECTED = 0.001; // as in the record
+const REJECTED = data.least;
 const WRITTEN_LAYERS = 12; // cells of a map with at most so many layers hold their number
 const FIRST_ROWS = 200; // of the table; the rest on demand
 const dark = matchMedia("(prefers-color-scheme: dark)");
@@ -320,13 +320,13 @@ function detail(tensor) {
   if (tensor.passed) facts.push(`taken from ${tensor.passed.join(", ")}`);
   sheet.append(make("p", { className: "facts" }, facts.join(" · ")));
   if (tensor.problems) {
-    const heads = ["", "weight", "share of the center", "norm", "distance", "rejected in"];
-    if (tensor.recalled) heads.push("recalled");
+    const shown = tensor.quantities.map((values, q) => ({ title: data.quantities[q], values }))
+      .filter(({ values }) => values.some((value) => value !== null));
+    const heads = ["", ...shown.map(({ title }) => title), "share of the center", "norm", "rejected in"];
     const lines = models.map((model, m) => (tensor.norm[m] === null ? null : make("tr", {},
       make("th", { scope: "row", title: model.name }, model.short),
-      ...[weightText(tensor.weight[m]), format(tensor.center[m]), tensor.norm[m].toPrecision(4),
-        format(tensor.distance[m]), `${tensor.rejected[m]} of ${tensor.problems}`,
-        ...(tensor.recalled ? [format(tensor.recalled[m])] : [])]
+      ...[...shown.map(({ values }) => format(values[m])), format(tensor.center[m]),
+        tensor.norm[m].toPrecision(4), `${tensor.rejected[m]} of ${tensor.problems}`]
         .map((text) => make("td", {}, text)))));
     sheet.append(make("div", { className: "scroll" }, make("table", {},
       make("thead", {}, make("tr", {}, ...heads.map((head) => make("th", { scope: "col" }, head)))),
