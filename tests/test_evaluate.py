@@ -1,12 +1,9 @@
 """`mergekit-yoyo evaluate`: real runs of the harness on local tasks, in transformers and MLX."""
 
 import json
-import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +11,7 @@ import pytest
 from click.testing import CliRunner
 from finish_hub import serve
 from scores_fixtures import EXPERTS, ITEMS, TASKS, environment, expert_in_float32, run, write_tasks
+from stopping import stopped_after
 
 from mergekit_yoyo.cli import main
 from mergekit_yoyo.errors import YoyoError
@@ -182,21 +180,18 @@ def test_mlx_lm_evaluate_files_are_read(evaluated):
 
 def test_a_killed_run_goes_on_where_it_stopped(evaluated):
     out = evaluated / "killed"
-    command = [sys.executable, "-m", "mergekit_yoyo", "evaluate", "./german-mlx"]
-    command += ["--out", "killed", "--include-path", "tasks", "--tasks", ",".join(TASKS)]
-    with subprocess.Popen(
-        command, cwd=evaluated, env=environment(evaluated / "hf"), stderr=subprocess.DEVNULL
-    ) as process:
-        deadline = time.monotonic() + 120
-        while not list(out.glob("*/results_*.json")) and time.monotonic() < deadline:
-            time.sleep(0.01)
-        os.kill(process.pid, signal.SIGKILL)
+    command = ["evaluate", "./german-mlx", "--out", "killed"]
+    command += ["--include-path", "tasks", "--tasks", ",".join(TASKS)]
+    place = "mergekit_yoyo.evaluation.store:ResultStore.add"
+    home = evaluated / "hf"
+    with stopped_after(place, command, cwd=evaluated, env=environment(home)) as process:
+        process.kill()
     first = load(out / "german-mlx")
     assert list(first["results"]) == ["next_german"]
     (samples,) = out.glob("*/samples_next_german_*")
     written = samples.stat().st_mtime_ns
 
-    done = run(*command[2:], cwd=evaluated, home=evaluated / "hf")
+    done = run("mergekit_yoyo", *command, cwd=evaluated, home=home)
     assert done.returncode == 0, done.stderr
     assert "already done: next_german" in done.stderr
     assert samples.stat().st_mtime_ns == written
