@@ -93,7 +93,7 @@ class TerminalProgress:
         self._end_step()
         if self._bars:
             self._bars.start()  # not earlier: what others print meanwhile would disturb it
-            self._bar = self._bars.add_task(step, total=total, unit=unit)
+            self._bar = self._bars.add_task(step, total=total, unit=unit, counted=True)
         else:
             self._log = _Log(self._console, step, total, unit, self._log_seconds)
 
@@ -110,9 +110,9 @@ class TerminalProgress:
 
     def _end_step(self) -> None:
         if self._bars and self._bar is not None:
-            task = self._bars.tasks[-1]
-            if task.total is None:
-                self._bars.update(self._bar, total=max(1, task.completed), completed=task.completed)
+            done, total = self._bars.tasks[-1].completed, self._bars.tasks[-1].total
+            if total is None:  # whatever there was, all of it is done
+                self._bars.update(self._bar, total=done or 1, completed=done or 1, counted=done > 0)
             self._bars.stop_task(self._bar)
         self._bar = None
 
@@ -122,6 +122,8 @@ class _Count(ProgressColumn):
 
     def render(self, task: Task) -> Text:
         total = None if task.total is None else int(task.total)
+        if not task.fields["counted"] or not (total or task.completed):
+            return Text("")
         return Text(_amount(int(task.completed), total, task.fields["unit"]))
 
 

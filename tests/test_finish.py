@@ -27,6 +27,7 @@ from safetensors.torch import load_file, save_file
 from mergekit_yoyo.cli import main
 from mergekit_yoyo.errors import YoyoError
 from mergekit_yoyo.finish import finish, plan_finish
+from mergekit_yoyo.progress import Silent
 
 LAYERS = {family: values[2].get("num_hidden_layers", 2) for family, values in FAMILIES.items()}
 PACKED = ("qwen3_moe", "mixtral", "glm4_moe")
@@ -457,17 +458,18 @@ def test_a_donor_is_looked_like_as_it_is_stored(place: Path, tmp_path: Path) -> 
 
 def test_ctrl_c_leaves_the_merge_as_it_was(merge: Path) -> None:
     before = files_of(merge)
-    written = 0
 
-    def interrupt(count: int) -> None:
-        nonlocal written
-        written += count
-        if written > 20_000:
-            raise KeyboardInterrupt
+    class Interrupt(Silent):
+        written = 0
+
+        def advance(self, count: int = 1) -> None:
+            self.written += count
+            if self.written > 20_000:
+                raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        finish(plan_finish(merge), progress=interrupt)
-    assert written > 20_000
+        finish(plan_finish(merge), progress=(progress := Interrupt()))
+    assert progress.written > 20_000
     assert files_of(merge) == before
     assert [path.name for path in merge.parent.iterdir()] == [merge.name]
 
@@ -509,7 +511,7 @@ def test_the_card_says_where_the_merge_comes_from(place: Path, merge: Path) -> N
 
 
 def test_the_card_names_each_input_and_the_method(place: Path) -> None:
-    from mergekit_yoyo.finish.body import finished_card
+    from mergekit_yoyo.finish.card import finished_card
     from mergekit_yoyo.model.merge_yaml import read_merge_yaml
 
     card, notes = finished_card("", "mine", read_merge_yaml(place / "linear.yml"), {})
@@ -553,7 +555,7 @@ def test_base_model_lists_hub_names_and_keeps_the_users(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from mergekit_yoyo.card import read_metadata
-    from mergekit_yoyo.finish.body import finished_card
+    from mergekit_yoyo.finish.card import finished_card
     from mergekit_yoyo.model.merge_yaml import read_merge_yaml
 
     monkeypatch.chdir(place)  # where models/a is a folder

@@ -9,6 +9,7 @@ from mergekit_yoyo.card.front_matter import (
     validate_online,
 )
 from mergekit_yoyo.card.sections import read_section, write_section
+from mergekit_yoyo.card.template import render
 
 __all__ = [
     "Carried",
@@ -18,6 +19,7 @@ __all__ = [
     "read_card",
     "read_metadata",
     "read_section",
+    "render",
     "update_metadata",
     "validate_online",
     "write_section",

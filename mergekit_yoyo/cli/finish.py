@@ -1,14 +1,11 @@
 """`mergekit-yoyo finish`: make a merge look like the models that went in."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import click
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
-if TYPE_CHECKING:
-    from mergekit_yoyo.finish import Difference
+from mergekit_yoyo.terminal import TerminalProgress, stdout_console
 
 Folder = click.Path(path_type=Path)
 
@@ -57,8 +54,9 @@ def command(
     """
     from mergekit_yoyo.finish import finish, plan_finish, upload_command
 
-    err = Console(stderr=True, highlight=False, soft_wrap=True)
-    with err.status("Comparing the merge with its donor"):
+    out = stdout_console()
+    with TerminalProgress() as progress:
+        progress.begin("Comparing the merge with its donor")
         plan = plan_finish(
             merge,
             config=config,
@@ -66,37 +64,22 @@ def command(
             config_style=config_style,
             name=output.resolve().name if output else None,
         )
-    err.print(f"donor: {plan.donor.name}", markup=False)
-    for note in plan.notes:
-        err.print(f"note: {note}", markup=False)
-    if not plan.layout.changed:
-        click.echo("weights: already in the donor's layout; left untouched")
+        for line in (f"donor: {plan.donor.name}", *(f"note: {note}" for note in plan.notes)):
+            progress.say(line)
+        if not plan.layout.changed:
+            out.print("weights: already in the donor's layout; left untouched")
+        if not check:
+            target = finish(
+                plan,
+                output=output,
+                max_shard_size=max_shard_size,
+                online=online,
+                progress=progress,
+            )
+    for difference in plan.differences:
+        out.print(f"{'would change' if check else 'changed'} {difference}")
     if check:
-        _list(plan.differences, "would change")
-        click.echo(f"{merge}: {'differs from its donor' if plan.differences else 'nothing to do'}")
+        out.print(f"{merge}: {'differs from its donor' if plan.differences else 'nothing to do'}")
         raise SystemExit(1 if plan.differences else 0)
-
-    columns = [
-        TextColumn("Writing weights"),
-        BarColumn(),
-        DownloadColumn(),
-        TimeRemainingColumn(),
-    ]
-    total = sum(info.nbytes for info in plan.layout.targets.values())
-    with Progress(*columns, console=err, disable=not (plan.layout.changed or output)) as bar:
-        task = bar.add_task("weights", total=total)
-        target = finish(
-            plan,
-            output=output,
-            max_shard_size=max_shard_size,
-            online=online,
-            progress=lambda count: bar.advance(task, count),
-        )
-    _list(plan.differences, "changed")
     done = "finished" if plan.differences or output else "nothing to do"
-    click.echo(f"{target}: {done}. To publish it:\n\n  {upload_command(target)}")
-
-
-def _list(differences: "list[Difference]", verb: str) -> None:
-    for difference in differences:
-        click.echo(f"{verb} {difference.file}: {difference.what}  [{difference.loaders}]")
+    out.print(f"{target}: {done}. To publish it:\n\n  {upload_command(target)}")

@@ -10,18 +10,16 @@ from typing import Any
 
 from mergekit_yoyo.errors import YoyoError, nearest
 from mergekit_yoyo.evaluation.model_folder import ModelFolder
+from mergekit_yoyo.install import install_line
 
 
 def check_installed(folders: Sequence[ModelFolder]) -> None:
     """Refuse to start without the packages that load `folders`."""
     if find_spec("lm_eval") is None:
-        raise YoyoError("evaluate needs lm-eval: pip install '.[eval]' in mergekit-yoyo's folder.")
+        raise YoyoError(f"evaluate needs lm-eval: {install_line('eval')}")
     for folder in folders:
         if folder.backend == "mlxlm" and find_spec("mlx_lm") is None:
-            raise YoyoError(
-                f"{folder.given}: an MLX folder needs mlx-lm: pip install '.[mlx]' in "
-                "mergekit-yoyo's folder."
-            )
+            raise YoyoError(f"{folder.given}: an MLX folder needs mlx-lm: {install_line('mlx')}")
 
 
 def check_device(name: str) -> None:

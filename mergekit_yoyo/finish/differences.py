@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mergekit_yoyo import card as cards
-from mergekit_yoyo.finish.body import SECTION
+from mergekit_yoyo.finish.card import SECTION
 from mergekit_yoyo.model.layout import LayoutPlan
 
 # Loaders that know the original format only.
@@ -32,6 +32,9 @@ class Difference:
         if not self.loaders:
             cares = _WHO_CARES.get(self.file, "tokenizers and processors")
             object.__setattr__(self, "loaders", cares)
+
+    def __str__(self) -> str:
+        return f"{self.file}: {self.what}  [{self.loaders}]"
 
 
 def layout_difference(layout: LayoutPlan) -> list[Difference]:

@@ -3,17 +3,17 @@
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
 from mergekit_yoyo import card as cards
 from mergekit_yoyo.errors import YoyoError
-from mergekit_yoyo.finish.body import finished_card
+from mergekit_yoyo.finish.card import finished_card
 from mergekit_yoyo.finish.companions import (
     GENERATION_FILE,
     json_bytes,
@@ -41,6 +41,7 @@ from mergekit_yoyo.model.json_files import read_json
 from mergekit_yoyo.model.layout import LayoutPlan, config_from, plan_layout
 from mergekit_yoyo.model.merge_yaml import MERGE_FILE, MergeYaml, read_merge_yaml
 from mergekit_yoyo.model.writing import DEFAULT_SHARD_SIZE, shard, write_checkpoint
+from mergekit_yoyo.progress import SILENT, Progress
 from mergekit_yoyo.staging import staged_folder
 
 ConfigStyle = Literal["donor", "both"]
@@ -143,7 +144,7 @@ def finish(
     output: Path | None = None,
     max_shard_size: str = DEFAULT_SHARD_SIZE,
     online: bool = False,
-    progress: Callable[[int], Any] | None = None,
+    progress: Progress = SILENT,
 ) -> Path:
     """Carry out a plan: the merge, or a copy of it, comes to look like its inputs.
 
@@ -155,7 +156,7 @@ def finish(
         output: where to write instead, leaving the merge alone.
         max_shard_size: of the weight files, if they are rewritten; `5GB` or `500MB`.
         online: let the Hub validate the card before anything is written.
-        progress: called with the bytes of each tensor written.
+        progress: told of the bytes that are written.
 
     Returns:
         The finished folder.
@@ -181,6 +182,8 @@ def finish(
         needed += sum(len(content) for content in plan.files.values())
         target = output or plan.merge
         with staged_folder(target, overwrite=output is None, needed_bytes=needed) as staging:
+            if converts or output is not None:
+                progress.begin("Writing weights", moved, "bytes")
             # Unchanged files are the same data under a second name, unless they are to be a copy.
             _mirror(plan.merge, staging, skip=stale, link=output is None, progress=progress)
             for name, content in plan.files.items():
@@ -189,7 +192,7 @@ def finish(
                 file.unlink(missing_ok=True)  # it may be a second name of the merge's own
                 file.write_bytes(content)
             if converts:
-                tensors = _reported(plan.layout.convert(checkpoint.read), progress)
+                tensors = _told(plan.layout.convert(checkpoint.read), progress)
                 write_checkpoint(staging, plan.layout.targets, tensors, max_shard_size)
     return target
 
@@ -245,7 +248,7 @@ def _mirror(
     *,
     skip: set[str],
     link: bool,
-    progress: Callable[[int], Any] | None,
+    progress: Progress,
 ) -> None:
     """Make `target` hold what `source` holds, but for the files `skip` at its top."""
 
@@ -255,8 +258,8 @@ def _mirror(
                 os.link(old, new)
                 return
         shutil.copy2(old, new)
-        if progress is not None and old.endswith(".safetensors"):
-            progress(Path(new).stat().st_size)
+        if old.endswith(".safetensors"):
+            progress.advance(Path(new).stat().st_size)
 
     shutil.copytree(
         source,
@@ -268,10 +271,9 @@ def _mirror(
     )
 
 
-def _reported(
-    tensors: Iterator[tuple[str, torch.Tensor]], progress: Callable[[int], Any] | None
+def _told(
+    tensors: Iterator[tuple[str, torch.Tensor]], progress: Progress
 ) -> Iterator[tuple[str, torch.Tensor]]:
     for name, tensor in tensors:
         yield name, tensor
-        if progress is not None:
-            progress(tensor.nbytes)
+        progress.advance(tensor.nbytes)

@@ -4,6 +4,7 @@ from io import BytesIO
 from textwrap import wrap
 
 from mergekit_yoyo.errors import YoyoError
+from mergekit_yoyo.install import install_line
 from mergekit_yoyo.scores.table import Cell, Table
 
 _PANELS_PER_LINE = 4
@@ -21,9 +22,7 @@ def render_png(table: Table) -> bytes:
         from matplotlib.figure import Figure
         from matplotlib.ticker import MaxNLocator
     except ImportError as error:
-        raise YoyoError(
-            "a PNG needs matplotlib: pip install '.[report]' in mergekit-yoyo's folder."
-        ) from error
+        raise YoyoError(f"a PNG needs matplotlib: {install_line('report')}") from error
     panels: list[tuple[str, list[Cell | None]]] = []
     for column in table.columns:
         title = f"{column.task}\n{column.metric}"

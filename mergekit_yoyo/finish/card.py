@@ -1,4 +1,7 @@
-"""The card of a finished merge: front matter from the inputs, and our section of the body."""
+"""The card of a finished merge: front matter from the inputs, and our section of the body.
+
+The section's words stand in `card.md.jinja`.
+"""
 
 import re
 import shlex
@@ -9,24 +12,14 @@ from typing import Any
 
 from mergekit_yoyo import card as cards
 from mergekit_yoyo.errors import YoyoError
+from mergekit_yoyo.finish.parts import parts_of
 from mergekit_yoyo.finish.weighed import Weighed
+from mergekit_yoyo.install import install_line
 from mergekit_yoyo.model.donor import card_of
 from mergekit_yoyo.model.merge_yaml import MergeYaml, ModelName
 
 SECTION = "merge"
-_PACKAGES = ("mergekit", "mergekit-yoyo", "transformers", "torch")
-_YOYO_SENTENCES = (
-    "Each tensor of the inputs is scaled to a root mean square of one; a robust center of them is "
-    "found (by default their geometric median), and what sets each input apart from it is weighed "
-    "by Tukey's biweight along the directions that these differences span, which mutes outliers. "
-    "The weighted mean of the differences is added to the center, and the result gets the "
-    "scale and norm of the inputs; no data, training or base model is needed."
-)
-_RECALL_SENTENCES = (
-    "Its consensus is recall: around a robust center or the base model, outliers aside, what sets "
-    "each input apart counts where in the input space of the layer that input had moved, so that "
-    "each keeps what it learned; no data or training is needed."
-)
+_PACKAGES = ("mergekit", "transformers", "torch")
 
 
 def finished_card(
@@ -89,83 +82,60 @@ def _section(
     licenses: Mapping[str, str | None],
     weighed: Weighed,
 ) -> str:
-    rows = [
-        " | ".join(["| model | license", *(f"{quantity.card}" for quantity in weighed)]) + " |",
-        "|---|---|" + "---:|" * len(weighed),
-    ]
+    models = []
     for model in merge_yaml.inputs:
         # A local folder is of no use to a reader, and its path may be nobody's business.
         shown = (
             f"[{model}](https://huggingface.co/{model})"
             if model.on_hub
-            else (f"`{Path(model.path).name}` (local)")
+            else f"`{Path(model.path).name}` (local)"
         )
-        shown += " (base)" if model == merge_yaml.base else ""
-        row = f"| {shown} | {licenses[str(model)] or 'not stated'} |"
-        for values in weighed.values():
-            value = values.get(str(model))
-            row += " |" if value is None else f" {value:.2f} |"
-        rows.append(row)
-    for quantity in weighed:
-        rows += ["", f"{str(quantity.card).capitalize()}: {quantity.meaning}."]
-    versions = " ".join(f"{package}=={version(package).split('+')[0]}" for package in _PACKAGES)
-    return "\n".join(
-        [
-            "## How it was made",
-            "",
-            _method(merge_yaml),
-            "",
-            *rows,
-            "",
-            "```yaml",
-            merge_yaml.text.strip(),
-            "```",
-            "",
-            "To reproduce it, save the YAML above as `merge.yml`:",
-            "",
-            "```sh",
-            f"pip install {versions}",
-            "mergekit-yaml merge.yml ./merged && mergekit-yoyo finish ./merged",
-            "```",
-            "",
-            "## How to use it",
-            "",
-            "```python",
-            "from transformers import AutoModelForCausalLM, AutoTokenizer",
-            "",
-            f'name = "YOUR-NAME/{name}"',
-            "tokenizer = AutoTokenizer.from_pretrained(name)",
-            'model = AutoModelForCausalLM.from_pretrained(name, dtype="auto", device_map="auto")',
-            "```",
-            "",
-            "With MLX (`pip install mlx-lm`):",
-            "",
-            "```sh",
-            f'mlx_lm.generate --model YOUR-NAME/{name} --prompt "Hello"',
-            "```",
-        ]
+        models.append(
+            {
+                "shown": shown + (" (base)" if model == merge_yaml.base else ""),
+                "license": licenses[str(model)] or "not stated",
+                "values": [values.get(str(model)) for values in weighed.values()],
+            }
+        )
+    title, url, parameters = _method(merge_yaml.method)
+    parts = {
+        option: parts_of(merge_yaml.config, option, default)
+        for option, default in parameters.items()
+    }
+    used = {
+        option: list(dict.fromkeys(value for part in found for value in part.values))
+        for option, found in parts.items()
+    }
+    options = {k: found for k, found in parts.items() if used[k] != [parameters[k]]}
+    return cards.render(
+        "finish/card.md.jinja",
+        name=name,
+        title=title,
+        url=url,
+        used=used,
+        models=models,
+        quantities=list(weighed),
+        options=options,
+        several=any(len(found) > 1 for found in options.values()),
+        gradients=any(len(part.values) > 1 for found in options.values() for part in found),
+        yaml=merge_yaml.text.strip(),
+        versions=" ".join(f"{p}=={version(p).split('+')[0]}" for p in _PACKAGES),
+        install=install_line(),
     )
 
 
-def _method(merge_yaml: MergeYaml) -> str:
-    """What the merge method is, with its reference from mergekit's registry."""
+def _method(name: str) -> tuple[str, str, dict[str, Any]]:
+    """From mergekit's registry: a method's title, its reference and, if it is ours, its options
+    with their defaults."""
     from mergekit import merge_methods
 
-    name = merge_yaml.method
     try:
         spec = merge_methods.get(name).spec
-        title, url = spec.pretty_name or name, (spec.reference_url or "").strip()
     except RuntimeError:  # a method of a plugin that is not installed here
-        title, url = name, ""
-    shown = f"[{title}]({url})" if url else title
-    made = (
-        f"This is a merge of the models below by {shown}, made with "
-        "[mergekit](https://github.com/arcee-ai/mergekit)."
-    )
-    if name != "yoyo_fusion":
-        return made
-    recalls = (merge_yaml.config.parameters or {}).get("consensus") == "recall"
-    return f"{made} {_RECALL_SENTENCES if recalls else _YOYO_SENTENCES}"
+        return name, "", {}
+    ours = {p.name: p.default for p in spec.parameters if p.name != "report"}
+    options = ours if name == "yoyo_fusion" else {}
+    return spec.pretty_name or name, (spec.reference_url or "").strip(), options
 
 
 def _metadata_of(model: ModelName) -> dict[str, Any] | None:
