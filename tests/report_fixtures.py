@@ -1,20 +1,10 @@
-"""For the tests of `report`: records with plausible numbers, and a real Chromium."""
+"""For the tests of `report`: records with plausible numbers."""
 
-import shutil
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-import pytest
-from selenium import webdriver
 
 from mergekit_yoyo.record.schema import Finding, Header, TensorLine, pairs
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
-
-from report_size import BROWSER
 
 REJECTED = 1e-3
 
@@ -112,33 +102,3 @@ def small_lines(
             line(f"{start}.mlp.experts.down_proj", experts, 8, 6, problems=experts),
         ]
     return lines
-
-
-@contextmanager
-def chromium(profile: Path, width: int = 1400, *, dark: bool = False) -> Iterator[webdriver.Chrome]:
-    """A real, headless Chromium without a network; what it logs and asks for is kept."""
-    browser, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if not (browser and driver):
-        pytest.fail(
-            "The pages are tested in a real Chromium: install it with "
-            "`apt-get install chromium chromium-driver`."
-        )
-    options = webdriver.ChromeOptions()
-    options.binary_location = browser
-    for argument in (*BROWSER, f"--user-data-dir={profile}"):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    chrome = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
-    try:
-        resize(chrome, width, dark=dark)
-        yield chrome
-    finally:
-        chrome.quit()
-
-
-def resize(chrome: webdriver.Chrome, width: int, *, dark: bool = False) -> None:
-    """A screen of that width, which may be narrower than a window can be."""
-    metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
-    chrome.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
-    scheme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
-    chrome.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": scheme})

@@ -56,9 +56,8 @@ def evaluated(place: Path) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _offline(monkeypatch: pytest.MonkeyPatch, place: Path) -> None:
+def _in_place(monkeypatch: pytest.MonkeyPatch, place: Path) -> None:
     monkeypatch.chdir(place)
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
 
 def folders(place: Path) -> list[Path]:

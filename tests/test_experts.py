@@ -1,18 +1,11 @@
 """The experts that ship: their size, their worth, and the benchmarks' tools around them."""
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
+from broken import KINDS, break_model
+from held_out import DOMAINS, EXPERTS, HELD_OUT, held_out_losses
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoTokenizer
-
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "benchmarks"))
-
-from broken import KINDS, break_model  # noqa: E402
-from held_out import DOMAINS, EXPERTS, HELD_OUT, held_out_losses  # noqa: E402
 
 MODELS = ("base", *DOMAINS)
 FILES = {

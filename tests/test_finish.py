@@ -41,7 +41,6 @@ def run(*arguments: str | Path) -> Result:
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with donors (`FAMILY`) and mergekit's merges of them (`FAMILY-merged`, ...)."""
     root = tmp_path_factory.mktemp("finish")
-    os.environ["HF_HUB_OFFLINE"] = "1"
     jobs = {}
     for family in FAMILIES:
         donor = write_checkpoint(root / family, family)

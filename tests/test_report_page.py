@@ -2,12 +2,12 @@
 
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from report_fixtures import chromium, header, resize, small_lines, write_record
+from chromium import resize
+from report_fixtures import header, small_lines, write_record
 from selenium.webdriver import ActionChains, Chrome, Keys
 from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
@@ -17,6 +17,7 @@ from mergekit_yoyo.record.reading import read_record
 from mergekit_yoyo.report import render_page, summarize
 from mergekit_yoyo.report.colors import CROSS, DARK, LIGHT
 
+pytestmark = pytest.mark.browser
 EVIL = "./<script>alert(1)</script><!--"
 MODELS = ["./experts/code", 'org/<img src=x onerror=alert(1)> & "q"', EVIL]
 
@@ -28,12 +29,6 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     record = write_record(folder / "r.jsonl", header(MODELS), small_lines(MODELS, broken=EVIL))
     (folder / "report.html").write_text(render_page(summarize(read_record(record))))
     return folder / "report.html"
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chrome]:
-    with chromium(tmp_path_factory.mktemp("profile")) as chrome:
-        yield chrome
 
 
 @pytest.fixture
