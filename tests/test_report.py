@@ -84,6 +84,10 @@ def test_a_last_line_cut_off_is_left_out_and_told(record):
             lambda lines: [*lines[:2], lines[2].replace('"norms":[[', '"norms":[[1.0,')],
             "line 3: model.norm.weight: expected 1 x 4 norms",
         ),
+        (
+            lambda lines: [*lines[:2], lines[2].replace('"iterations":[', '"iterations":[3,')],
+            "line 3: model.norm.weight: expected 1 iterations",
+        ),
         (lambda lines: lines[1:], "not the record of a merge: its first line is no header"),
         (lambda _: ["hello\n"], "not the record of a merge"),
         (lambda _: [], "not the record of a merge"),

@@ -103,15 +103,10 @@ def _findings(
 
 def _cosines(gram: Array, residual_norms: Array) -> Array:
     """[P, pairs]: cosines of the residuals, NaN where one is zero."""
-    columns = [
-        gram[:, i, j] / _nan_if_zero(residual_norms[:, i] * residual_norms[:, j])
-        for i, j in pairs(gram.shape[1])
-    ]
-    return np.clip(np.stack(columns, axis=1), -1.0, 1.0)
-
-
-def _nan_if_zero(values: Array) -> Array:
-    return np.where(values > 0, values, np.nan)
+    first, second = zip(*pairs(gram.shape[1]), strict=True)
+    lengths = residual_norms[:, first] * residual_norms[:, second]
+    lengths = np.where(lengths > 0, lengths, np.nan)
+    return np.clip(gram[:, first, second] / lengths, -1.0, 1.0)
 
 
 def _listed(values: Array) -> list[object]:

@@ -87,8 +87,8 @@ def _tensor(tensor: TensorStatistics, kinds: list[str], summary: Summary) -> dic
         "dtype": line.dtype,
         "problems": tensor.problems,
         "weight": _numbers(WEIGHT.of_tensor(tensor)),
-        "low": _numbers(_extreme(tensor.weights, least=True)) if packed else None,
-        "high": _numbers(_extreme(tensor.weights, least=False)) if packed else None,
+        "low": _numbers(np.fmin.reduce(tensor.weights)) if packed else None,
+        "high": _numbers(np.fmax.reduce(tensor.weights)) if packed else None,
         "rejected": tensor.rejected.tolist(),
         "quantities": [_numbers(q.of_tensor(tensor)) for q in summary.quantities],
         "disagreement": _number(tensor.disagreement) if merged else None,
@@ -105,13 +105,6 @@ def _tensor(tensor: TensorStatistics, kinds: list[str], summary: Summary) -> dic
         "found": [finding.kind for finding in line.warnings if finding.kind != "rejected"],
         "strip": strip,
     }
-
-
-def _extreme(weights: Array, *, least: bool) -> Array:
-    """[M] smallest or largest weight, NaN for a model that is no input."""
-    filled = np.where(np.isnan(weights), np.inf if least else -np.inf, weights)
-    found = filled.min(0) if least else filled.max(0)
-    return np.asarray(np.where(np.isinf(found), np.nan, found))
 
 
 def _grid(grid: Grid) -> dict[str, Any]:

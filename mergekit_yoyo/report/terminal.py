@@ -160,25 +160,18 @@ def _layers(models: Sequence[ModelTotals]) -> Table:
 
 
 def _distances(summary: Summary) -> Table:
-    models = summary.models
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    table.add_column("distances", overflow="fold")
-    marks = _marks([model.short for model in models])
-    for mark in marks:
-        table.add_column(Text(mark), justify="right", overflow="fold")
+    marks = _marks([model.short for model in summary.models])
+    table = _table("distances", *marks)
     for i, mark in enumerate(marks):
-        row = ["-" if i == j else number(summary.gaps[i, j]) for j in range(len(models))]
+        row = ["-" if i == j else number(gap) for j, gap in enumerate(summary.gaps[i].tolist())]
         table.add_row(Text(mark), *row)
     return table
 
 
 def _contested(summary: Summary) -> Table:
     shown = _marks([model.short for model in summary.models])[:_MAX_COLUMNS]
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    table.add_column("most contested tensors", overflow="fold")
-    table.add_column("disagreement" if len(shown) < _MAX_COLUMNS else "disagr.", justify="right")
-    for mark in shown:
-        table.add_column(Text(mark), justify="right", overflow="fold")
+    title = "disagreement" if len(shown) < _MAX_COLUMNS else "disagr."
+    table = _table("most contested tensors", title, *shown)
     for tensor in summary.contested[:_SHOWN]:
         weights = map(fixed, WEIGHT.of_tensor(tensor)[: len(shown)])
         table.add_row(_place(tensor), number(tensor.disagreement), *weights)
