@@ -256,6 +256,8 @@ def test_tensors_of_one_input_and_of_other_models(tmp_path):
         [True, False, True],
     ]
     assert "1 passed through" in report(path).output
+    write_record(path, header(["a", "b"]), lines[2:])  # nothing was merged at all
+    assert re.search(r"^ a +- +not weighed *$", report(path).output, re.M)
 
 
 def test_an_anchor_of_recall_is_not_weighed_and_recall_is_averaged(tmp_path):

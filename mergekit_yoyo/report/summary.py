@@ -29,10 +29,10 @@ class ModelTotals:
     """One model in the whole merge.
 
     name: as in the YAML; short: its last part, if that tells it from the others. totals: its
-    quantities over all elements, those that any model has. problems, rejected: in how many tensors
-    (each expert counting for one) it was weighed and was rejected; an anchor of recall is not
-    weighed. layer_weights: mean weight by layer; followed, ignored: the layers where it is at least
-    FOLLOWED or below IGNORED.
+    weight over all elements, and the other quantities that any model has. problems, rejected: in
+    how many tensors (each expert counting for one) it was weighed and was rejected; an anchor of
+    recall is not weighed. layer_weights: mean weight by layer; followed, ignored: the layers where
+    it is at least FOLLOWED or below IGNORED.
     """
 
     name: str
@@ -47,7 +47,7 @@ class ModelTotals:
     @property
     def weight(self) -> float:
         """Mean over all elements; NaN if it is not weighed."""
-        return self.totals.get(WEIGHT, float("nan"))
+        return self.totals[WEIGHT]
 
 
 @dataclass(frozen=True)
@@ -75,8 +75,8 @@ class Summary:
 
     @property
     def quantities(self) -> list[Quantity]:
-        """Those that any model has."""
-        return list(self.models[0].totals) if self.models else []
+        """Those of the models' totals."""
+        return list(self.models[0].totals) if self.models else [WEIGHT]
 
 
 def summarize(record: Record) -> Summary:
@@ -121,7 +121,7 @@ def ranges(numbers: Sequence[int]) -> str:
 
 
 def _models(merged: Sequence[TensorStatistics], names: Sequence[str]) -> list[ModelTotals]:
-    known = totals(merged, len(names))
+    known = {WEIGHT: np.full(len(names), np.nan), **totals(merged, len(names))}
     weights = {layer: WEIGHT.over(group, len(names)) for layer, group in by_layer(merged).items()}
     models = []
     for i, (name, short) in enumerate(short_names(names).items()):

@@ -119,7 +119,7 @@ def render_comparison(comparison: RecordComparison) -> RenderableType:
 
 def _models(summary: Summary) -> Table:
     models = summary.models
-    weight, *others = [quantity.title for quantity in summary.quantities] or [WEIGHT.title]
+    weight, *others = [quantity.title for quantity in summary.quantities]
     table = Table("model", weight, box=SIMPLE_HEAD, pad_edge=False)
     table.columns[0].overflow = "fold"
     for title in ("rejected in", *others):
@@ -127,12 +127,12 @@ def _models(summary: Summary) -> Table:
     marks = _marks([model.short for model in models])
     for mark, model in zip(marks, models, strict=True):
         share = f" ({model.rejected / model.problems:.1%})" if model.rejected else ""
-        numbers = [quantity.text(value) for quantity, value in model.totals.items()]
+        weight, *others = [quantity.text(value) for quantity, value in model.totals.items()]
         table.add_row(
             _label(mark, model.short),
-            *(f"{weight} {_bar(model.weight)}" for weight in numbers[:1]),
+            f"{weight} {_bar(model.weight)}",
             f"{model.rejected:,} of {model.problems:,}{share}" if model.problems else "not weighed",
-            *numbers[1:],
+            *others,
         )
     return table
 
