@@ -78,8 +78,14 @@ def test_a_last_line_cut_off_is_left_out_and_told(record):
             "line 3: not a line of a record",
         ),
         (lambda lines: [*lines, lines[-1]], r"line 16: model.layers.2.mlp.*down_proj is there twi"),
-        (lambda lines: [*lines, '{"line": "tensor", "nam": 1}\n'], "line 16: not a line.*name"),
-        (lambda lines: [*lines, '{"line": "tensor", "nam": 1}'], "line 16: not a line.*name"),
+        (
+            lambda lines: [*lines, '{"line": "tensor", "nam": 1}\n'],
+            "line 16: not a line.*name: Field req",
+        ),
+        (
+            lambda lines: [*lines, '{"line": "tensor", "nam": 1}'],
+            "line 16: .*nam: no such field. Did you mean name",
+        ),
         (
             lambda lines: [*lines[:2], lines[2].replace('"norms":[[', '"norms":[[1.0,')],
             "line 3: model.norm.weight: expected 1 x 4 norms",

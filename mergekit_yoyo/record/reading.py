@@ -4,11 +4,15 @@ import json
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from textwrap import shorten
+from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
-from mergekit_yoyo.errors import YoyoError
+from mergekit_yoyo.errors import YoyoError, explain_invalid
 from mergekit_yoyo.record.schema import COLUMNS, SCHEMA_VERSION, Header, TensorLine
+
+_SAID = 300  # letters of what is wrong with a line: it may be wrong in every number
 
 
 @dataclass(frozen=True)
@@ -58,9 +62,9 @@ def read_record(path: Path) -> Record:
         try:
             tensor = TensorLine.model_validate_json(text)
         except ValidationError as error:
-            if last and not _is_json(text):
+            if last and _parsed(text) is None:
                 return Record(path, header, tensors, truncated=True)
-            raise YoyoError(f"{path}, line {number}: {_first(error)}") from error
+            raise _no_line(path, number, text, error, TensorLine) from error
         if tensor.inputs is None:
             tensor = tensor.model_copy(update={"inputs": header.inputs})
         if tensor.name in names:
@@ -73,10 +77,7 @@ def read_record(path: Path) -> Record:
 
 
 def _header(path: Path, text: bytes) -> Header:
-    try:
-        data = json.loads(text)
-    except ValueError:
-        data = None
+    data = _parsed(text)
     if not isinstance(data, dict) or data.get("line") != "header":
         raise YoyoError(
             f"{path}: not the record of a merge: its first line is no header. "
@@ -92,22 +93,23 @@ def _header(path: Path, text: bytes) -> Header:
     try:
         return Header.model_validate(data)
     except ValidationError as error:
-        raise YoyoError(f"{path}, line 1: {_first(error)}") from error
+        raise _no_line(path, 1, text, error, Header) from error
 
 
-def _is_json(text: bytes) -> bool:
+def _parsed(text: bytes) -> Any:
+    """What a line of JSON says, None if it is none."""
     try:
-        json.loads(text)
+        return json.loads(text)
     except ValueError:
-        return False
-    return True
+        return None
 
 
-def _first(error: ValidationError) -> str:
-    """The first thing that is wrong with a line."""
-    found = error.errors()[0]
-    place = ".".join(map(str, found["loc"]))
-    return f"not a line of a record ({f'{place}: ' if place else ''}{found['msg']})."
+def _no_line(
+    path: Path, number: int, text: bytes, error: ValidationError, kind: type[BaseModel]
+) -> YoyoError:
+    wrong = explain_invalid(error, _parsed(text), kind.model_fields)
+    said = shorten(wrong, _SAID, placeholder=" ...")
+    return YoyoError(f"{path}, line {number}: not a line of a record ({said}).")
 
 
 def _misfit(tensor: TensorLine) -> str:
