@@ -19,6 +19,10 @@ class Finding:
     text: str
     remedy: str = ""
 
+    def __str__(self) -> str:
+        line = f"{'ok  ' if self.ok else 'FAIL'} {self.text}"
+        return f"{line}\n     {self.remedy}" if self.remedy else line
+
 
 def examine() -> list[Finding]:
     """Findings in the order in which things depend on each other."""

@@ -1,6 +1,7 @@
 """The one exception class of this package, and what its messages are made of."""
 
 import difflib
+import re
 import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -43,7 +44,7 @@ def explain_invalid(error: "ValidationError", data: Any, fields: Iterable[str] =
         kind, place = detail["type"], _place(detail["loc"], data)
         if kind.endswith("_type") and detail["loc"][:1] in told:
             continue
-        problem = detail["msg"].removeprefix("Value error, ")
+        problem = re.sub(r"^Value error, | or instance of \w+$", "", detail["msg"])
         if kind == "extra_forbidden":
             problem = f"no such field. {nearest(str(detail['loc'][-1]), fields)}".rstrip()
         elif kind != "missing" and place:

@@ -1,11 +1,52 @@
 """The command line itself."""
 
-from click.testing import CliRunner
+from typing import Literal
 
-from mergekit_yoyo.cli import main
+import pytest
+from click.testing import CliRunner
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from mergekit_yoyo.cli import COMMANDS, main
+from mergekit_yoyo.errors import explain_invalid
 
 
 def test_an_unknown_command_names_the_nearest():
     result = CliRunner().invoke(main, ["evalute", "./model"])
     assert result.exit_code == 2
     assert result.output == "Error: no command evalute. Did you mean evaluate?\n"
+
+
+def test_a_command_like_none_is_answered_with_all_of_them():
+    result = CliRunner().invoke(main, ["xyzzy"])
+    assert result.exit_code == 2
+    assert result.output == f"Error: no command xyzzy. Known are {', '.join(COMMANDS)}.\n"
+
+
+class Inner(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    bits: Literal[4, 8]
+
+
+class Outer(BaseModel):
+    name: str | list[str]
+    inner: list[Inner] = Field(min_length=1)
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        ({"name": 3, "inner": [{"bits": 4}]}, ["name: ", "valid string (got 3)"]),
+        ({"inner": [{"bits": 4}]}, ["name: Field required"]),
+        ({"name": "a", "inner": [{"bits": 4}, {"bits": "x" * 999}]}, ["inner.1.bits: ", "'xxx"]),
+        ({"name": "a", "inner": [{"bits": 4, "bist": 8}]}, ["inner.0.bist: no such field. Did"]),
+        ("text", ["valid dictionary"]),
+    ],
+)
+def test_what_pydantic_refuses_is_told_by_its_place_and_cut_short(data, said):
+    with pytest.raises(ValidationError) as refused:
+        Outer.model_validate(data)
+    text = explain_invalid(refused.value, data, Inner.model_fields)
+    assert all(part in text for part in said), text
+    assert len(text) < 200
+    assert "Outer" not in text
+    assert "list[str]" not in text

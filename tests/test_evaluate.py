@@ -1,6 +1,7 @@
 """`mergekit-yoyo evaluate`: real runs of the harness on local tasks, in transformers and MLX."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -15,8 +16,9 @@ from stopping import stopped_after
 
 from mergekit_yoyo.cli import main
 from mergekit_yoyo.errors import YoyoError
-from mergekit_yoyo.evaluation import Settings, evaluate
+from mergekit_yoyo.evaluation import EvaluationSettings, evaluate
 from mergekit_yoyo.evaluation.model_folder import describe_quantization, open_model
+from mergekit_yoyo.progress import Silent
 from mergekit_yoyo.scores import build_table, compare, read_results
 
 CHAT = (
@@ -41,6 +43,16 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+class Heard(Silent):
+    """Keeps what is said."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+
 @pytest.fixture(scope="session")
 def evaluated(place: Path) -> Path:
     """All four models evaluated by the command; the folder has `scores/NAME/`."""
@@ -52,6 +64,8 @@ def evaluated(place: Path) -> Path:
     assert listed == [str(file.relative_to(place)) for file in map(result_of, folders(place))]
     for line in ("german-q4 (MLX, 4-bit g32)", "code (transformers, bfloat16)", "2/2 next_code: "):
         assert line in done.stderr
+    # the bars of lm-eval and mlx-lm that cannot be turned off say in a log where they begin and end
+    assert set(re.findall(r"(\d+)%\|", done.stderr)) <= {"0", "100"}
     return place
 
 
@@ -79,8 +93,8 @@ def samples_of(folder: Path, task: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text().splitlines()]
 
 
-def settings(place: Path, **changes: Any) -> Settings:
-    return Settings(tasks=TASKS, include_path=place / "tasks", **changes)
+def settings(place: Path, **changes: Any) -> EvaluationSettings:
+    return EvaluationSettings(tasks=TASKS, include_path=place / "tasks", **changes)
 
 
 def test_results_are_what_lm_eval_itself_writes(evaluated):
@@ -212,14 +226,14 @@ def test_a_task_whose_definition_changed_runs_again_and_restart_starts_over(eval
     shutil.copytree(evaluated / "tasks", other)
     task = other / "next_code.yaml"
     task.write_text(task.read_text().replace("{{context}}", "# {{context}}"))
-    changed = Settings(tasks=TASKS, include_path=other)
-    said: list[str] = []
-    (file,) = evaluate(["./german-mlx"], copied.parent, changed, progress=said.append)
-    assert "  already done: next_german" in said
+    changed = EvaluationSettings(tasks=TASKS, include_path=other)
+    heard = Heard()
+    (file,) = evaluate(["./german-mlx"], copied.parent, changed, progress=heard)
+    assert "  already done: next_german" in heard.said
     prompt = samples_of(copied, "next_code")[0]["arguments"]["gen_args_0"]["arg_0"]
     assert prompt.startswith("# ")
 
-    only = Settings(tasks=["next_code"], include_path=other, limit=3)
+    only = EvaluationSettings(tasks=["next_code"], include_path=other, limit=3)
     evaluate(["./german-mlx"], copied.parent, only, restart=True)
     assert not file.exists()
     assert list(load(copied)["results"]) == ["next_code"]
@@ -229,15 +243,15 @@ def test_a_task_whose_definition_changed_runs_again_and_restart_starts_over(eval
 
 def test_the_chat_template_is_applied_by_both_backends_or_by_none(evaluated):
     models = ["./german", "./german-mlx"]
-    only = Settings(
+    only = EvaluationSettings(
         tasks=["next"],  # the tag of both tasks
         include_path=evaluated / "tasks",
         limit=3,
         apply_chat_template=True,
     )
-    said: list[str] = []
-    files = evaluate(models, evaluated / "chat", only, progress=said.append)
-    assert any(line.startswith("  1/1 next: next_code, next_german (") for line in said)
+    heard = Heard()
+    files = evaluate(models, evaluated / "chat", only, progress=heard)
+    assert any(line.startswith("  1/1 next: next_code, next_german (") for line in heard.said)
     with_template = [file.parent for file in files]
     assert all(set(load(folder)["results"]) == set(TASKS) for folder in with_template)
     prompts = [

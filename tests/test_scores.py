@@ -5,6 +5,8 @@ import itertools
 import json
 import math
 import random
+import re
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +28,8 @@ from mergekit_yoyo.scores import (
     render_png,
     write_card,
 )
-from mergekit_yoyo.scores.statistics import difference, score_stderr
+from mergekit_yoyo.scores.results import Score
+from mergekit_yoyo.scores.statistics import difference, mcnemar, score_stderr
 
 SIZES = dict(zip(SEVEN_TASKS, (1172, 2376, 3270, 10042, 500, 1838, 1267), strict=True))
 
@@ -76,6 +79,49 @@ def test_paired_error_is_that_of_the_mean_difference(tmp_path):
     gained, lost, n = 11, 20, 300
     by_counts = math.sqrt((gained + lost - (gained - lost) ** 2 / n) / (n * (n - 1)))
     assert task.difference.stderr == pytest.approx(by_counts, rel=1e-12)
+
+
+def binomial_tails(gained: int, lost: int) -> Fraction:
+    """McNemar's two-sided p, by counting: all splits that are not likelier than the one seen."""
+    flipped = gained + lost
+    seen = math.comb(flipped, gained)
+    ways = sum(w for k in range(flipped + 1) if (w := math.comb(flipped, k)) <= seen)
+    return Fraction(ways, 2**flipped)
+
+
+@pytest.mark.parametrize(
+    ("gained", "lost", "known"),
+    [
+        (0, 0, 1),
+        (1, 0, 1),
+        (5, 0, Fraction(1, 16)),
+        (8, 2, Fraction(7, 64)),
+        (7, 7, 1),
+        (20, 11, None),
+    ],
+)
+def test_mcnemar_is_the_exact_binomial_tail(gained, lost, known):
+    exact = binomial_tails(gained, lost)
+    assert known is None or exact == known
+    for counts in ((gained, lost), (lost, gained)):
+        assert mcnemar(*counts) == pytest.approx(float(exact), rel=1e-12)
+
+
+def test_p_is_told_per_task_where_items_are_right_or_wrong(tmp_path):
+    a = answers(300, 0.6, seed=1)
+    b = flipped(a, up=20, down=11)
+    c = [item / 2 for item in a]  # half points: no flip of right and wrong
+    shades = [*c[:-3], 0.9, 0.9, 0.9]
+    for name, own, parts in (("a", a, c), ("b", b, shades)):
+        write_result(tmp_path / name, {"boolq": own, "rouge": parts})
+    results = read_results([tmp_path])
+    told, untold = compare(*results).tasks
+    assert told.p_value == pytest.approx(float(binomial_tails(11, 20)), rel=1e-12)
+    assert untold.p_value is None
+    said = scores(tmp_path, "--compare", "a", "b").output
+    assert re.search(r"31 \(\+11 -20\)\s+0\.15 *\n", said), said
+    assert "McNemar's exact test" in said
+    assert "McNemar" not in scores(tmp_path, "--compare", "a", "b", "--tasks", "rouge").output
 
 
 @pytest.mark.parametrize("change", ["no samples", "other items", "stale samples"])
@@ -280,6 +326,24 @@ def test_its_own_markdown_is_read_back(tmp_path):
         after = build_table(read_results([tmp_path / "t.md"]))
         assert after.columns == before.columns
         assert render_markdown(after).split("\n\n")[0] == text.split("\n\n")[0]
+
+
+def test_a_table_is_read_as_markdown_shows_it(tmp_path):
+    file = tmp_path / "t.md"
+    file.write_text(
+        "# Scores\n\nA | in prose.\n\n"
+        "model | boolq<br/>acc | `piqa` | [arc_easy](x)\n"
+        ":-- | --: | - | -\n"
+        "**[mine](https://x)** | __0.5__ ± 0.1 | — | 0.25*\n"
+        "| a\\|b_c_d \\*e\\* | .5 | `0.75` | |\n\n"
+        "| model | later |\n|---|---|\n| x | y |\n"
+    )
+    mine, other = read_results([file])
+    assert (mine.name, other.name) == ("mine", "a|b_c_d *e*")
+    assert mine.tasks["boolq"].metrics["acc"] == Score(0.5, 0.1)
+    assert mine.tasks["arc_easy"].metrics["metric?"].value == 0.25
+    assert list(other.tasks) == ["boolq", "piqa"]
+    assert other.tasks["piqa"].metrics["metric?"].value == 0.75
 
 
 @pytest.mark.parametrize("model", [".", "..", "./"])
@@ -604,7 +668,7 @@ def test_nothing_is_written_beside_a_refused_file(tmp_path):
     (other / "README.md").write_bytes(b"caf\xe9")
     result = scores(file, "--out", out, "--card", other, "--name", "a=other")
     assert result.exit_code == 2
-    assert "README.md: not readable as text" in result.output
+    assert "README.md: expected a text in UTF-8" in result.output
     assert not out.exists()
     assert f"wrote {out}" in scores(file, "--out", out).output
 

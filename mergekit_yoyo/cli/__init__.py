@@ -1,5 +1,6 @@
 """The `mergekit-yoyo` command: a table of subcommands, each loaded only when it is asked for."""
 
+import os
 import sys
 from importlib import import_module
 
@@ -24,6 +25,9 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "Make the table of benchmark scores, or compare two models item by item.",
     ),
 }
+
+# For the bars of other libraries in a log: none, or where one insists, a line each five minutes.
+QUIET_BARS = {"TQDM_DISABLE": "1", "TQDM_MININTERVAL": "300", "TQDM_MAXINTERVAL": "300"}
 
 
 class LazyCommands(click.Group):
@@ -51,6 +55,9 @@ class LazyCommands(click.Group):
             formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
 
     def invoke(self, ctx: click.Context) -> object:
+        if not sys.stderr.isatty():
+            for option, value in QUIET_BARS.items():
+                os.environ.setdefault(option, value)
         try:
             return super().invoke(ctx)
         except YoyoError as error:

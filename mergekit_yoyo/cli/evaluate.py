@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from mergekit_yoyo.seven_tasks import SEVEN_TASKS
+from mergekit_yoyo.terminal import TerminalProgress
 
 
 @click.command()
@@ -62,12 +63,9 @@ def command(
 
     Tasks that are done already are kept: after an interruption, run the same command again.
     """
-    from rich.console import Console
+    from mergekit_yoyo.evaluation import EvaluationSettings, evaluate
 
-    from mergekit_yoyo.evaluation import Settings, evaluate
-
-    console = Console(stderr=True, highlight=False)
-    settings = Settings(
+    settings = EvaluationSettings(
         tasks=[task.strip() for task in tasks.split(",") if task.strip()],
         limit=limit,
         num_fewshot=num_fewshot,
@@ -77,12 +75,7 @@ def command(
         device=device,
         seed=seed,
     )
-    files = evaluate(
-        models,
-        out,
-        settings,
-        restart=restart,
-        progress=lambda line: console.print(line, markup=False),
-    )
+    with TerminalProgress() as progress:
+        files = evaluate(models, out, settings, restart=restart, progress=progress)
     for file in files:
         click.echo(file)

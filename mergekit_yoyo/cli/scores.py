@@ -22,13 +22,13 @@ from mergekit_yoyo.scores import (
     render_terminal,
 )
 from mergekit_yoyo.staging import write_files
+from mergekit_yoyo.terminal import stdout_console
 
 _RENDERERS: dict[str, Callable[[Table], bytes]] = {
     ".md": lambda table: render_markdown(table).encode(),
     ".csv": lambda table: render_csv(table).encode(),
     ".png": render_png,
 }
-_PIPED_WIDTH = 120  # the seven tasks fit
 
 
 @click.command()
@@ -87,8 +87,6 @@ def command(
 
     The best of a column is marked only where it leads by more than the standard error of its lead.
     """
-    from rich.console import Console
-
     for out in outs:
         if out.suffix not in _RENDERERS:
             raise YoyoError(f"--out {out}: expected one of {', '.join(_RENDERERS)}.")
@@ -106,9 +104,7 @@ def command(
     results = read_results(paths, _pairs("--name", names))
     columns = [task.strip() for task in tasks.split(",")] if tasks else None
     chosen = _pairs("--metric", metrics)
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = _PIPED_WIDTH
+    console = stdout_console()
     if pair:
         a, b = (_find(results, name) for name in pair)
         comparison = compare(a, b, columns, chosen)

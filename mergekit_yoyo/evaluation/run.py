@@ -8,7 +8,7 @@ resumes where it stopped), and what must be recorded for rows of a table to be c
 import gc
 import hashlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -24,13 +24,12 @@ from mergekit_yoyo.evaluation.harness import (
 )
 from mergekit_yoyo.evaluation.model_folder import ModelFolder, open_model
 from mergekit_yoyo.evaluation.store import ResultStore
+from mergekit_yoyo.progress import SILENT, Progress
 from mergekit_yoyo.seven_tasks import SEVEN_TASKS
-
-Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Settings:
+class EvaluationSettings:
     """How models are evaluated; everything here is recorded with the results.
 
     `num_fewshot` None leaves each task's own number (none for the seven tasks). `limit` is the
@@ -50,10 +49,10 @@ class Settings:
 def evaluate(
     models: Sequence[str],
     out: Path = Path("scores"),
-    settings: Settings = Settings(),
+    settings: EvaluationSettings = EvaluationSettings(),
     *,
     restart: bool = False,
-    progress: Progress = lambda _: None,
+    progress: Progress = SILENT,
 ) -> list[Path]:
     """Evaluate each model on each task; tasks that `out` already has, in this setup, are kept.
 
@@ -63,7 +62,7 @@ def evaluate(
             as lm-eval lays them out.
         settings: tasks and setup.
         restart: replace what `out` has of these models.
-        progress: called with a line of text at each step.
+        progress: told a line at each step; the harness shows its own bars within one.
 
     Returns:
         The result files, one a model.
@@ -98,7 +97,7 @@ def evaluate(
     return [store.path for store in stores]
 
 
-def _setup(folder: ModelFolder, settings: Settings) -> dict[str, Any]:
+def _setup(folder: ModelFolder, settings: EvaluationSettings) -> dict[str, Any]:
     """What must be the same for two tasks to stand in one result file."""
     return {
         "model": folder.backend,
@@ -114,7 +113,7 @@ def _setup(folder: ModelFolder, settings: Settings) -> dict[str, Any]:
 def _evaluate_model(
     folder: ModelFolder,
     store: ResultStore,
-    settings: Settings,
+    settings: EvaluationSettings,
     manager: Any,
     tasks: dict[str, str],
     progress: Progress,
@@ -122,9 +121,9 @@ def _evaluate_model(
     remaining = [task for task, config_hash in tasks.items() if not store.has(task, config_hash)]
     kind = "MLX" if folder.backend == "mlxlm" else "transformers"
     label = folder.quantization["label"]
-    progress(f"{folder.name} ({kind}{f', {label}' if label else ''})")
+    progress.say(f"{folder.name} ({kind}{f', {label}' if label else ''})")
     if kept := [task for task in tasks if task not in remaining]:
-        progress(f"  already done: {', '.join(kept)}")
+        progress.say(f"  already done: {', '.join(kept)}")
     if not remaining:
         return
     lm = load_model(
@@ -137,12 +136,12 @@ def _evaluate_model(
     for task in remaining:
         started = time.perf_counter()
         place = f"{list(tasks).index(task) + 1}/{len(tasks)}"
-        progress(f"  {place} {task} ...")
+        progress.say(f"  {place} {task} ...")
         result, samples = _run_task(lm, task, folder, settings, manager)
         seconds = time.perf_counter() - started
         result["total_evaluation_time_seconds"] = str(seconds)
         store.add(task, tasks[task], result, samples)
-        progress(f"  {place} {task}: {_summary(task, result)} ({seconds:.0f} s)")
+        progress.say(f"  {place} {task}: {_summary(task, result)} ({seconds:.0f} s)")
     del lm
     gc.collect()  # the next model may need the memory
 
@@ -158,7 +157,7 @@ def _summary(task: str, result: dict[str, Any]) -> str:
 
 
 def _run_task(
-    lm: Any, task: str, folder: ModelFolder, settings: Settings, manager: Any
+    lm: Any, task: str, folder: ModelFolder, settings: EvaluationSettings, manager: Any
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """The harness's result for one task, and its samples; the setup recorded in the result."""
     from lm_eval import simple_evaluate

@@ -1,7 +1,7 @@
 """Benchmark scores: read what the harness left, make the table, compare two models."""
 
 from mergekit_yoyo.scores.card import CardFiles, prepare_card, write_card
-from mergekit_yoyo.scores.compare import Comparison, compare, flipped_items
+from mergekit_yoyo.scores.compare import ScoreComparison, compare, flipped_items
 from mergekit_yoyo.scores.plot import render_png
 from mergekit_yoyo.scores.reading import read_results
 from mergekit_yoyo.scores.render import (
@@ -17,8 +17,8 @@ from mergekit_yoyo.seven_tasks import SEVEN_TASKS
 __all__ = [
     "SEVEN_TASKS",
     "CardFiles",
-    "Comparison",
     "ModelResult",
+    "ScoreComparison",
     "Table",
     "build_table",
     "compare",

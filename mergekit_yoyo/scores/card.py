@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
+from huggingface_hub import EvalResult, EvalResultEntry, eval_result_entries_to_yaml
+from huggingface_hub.repocard_data import eval_results_to_model_index
 
-from mergekit_yoyo.card import check_card, read_metadata, update_metadata, write_section
+from mergekit_yoyo.card import check_card, read_card, read_metadata, update_metadata, write_section
 from mergekit_yoyo.errors import YoyoError
 from mergekit_yoyo.scores.render import render_markdown
 from mergekit_yoyo.scores.results import ModelResult, TaskResult
@@ -62,10 +63,7 @@ def prepare_card(table: Table, folder: Path, *, eval_results: bool = False) -> C
         raise YoyoError(f"--card {folder}: no such folder.")
     row = _row_of(table, folder)
     readme = folder / "README.md"
-    try:
-        card = readme.read_bytes().decode() if readme.exists() else ""
-    except (UnicodeDecodeError, OSError) as error:
-        raise YoyoError(f"{readme}: not readable as text ({error}).") from None
+    card = read_card(readme)
     check_card(card)
     metrics = {column.task: column.metric for column in table.columns}
     cells, notes = _publishable(row)
@@ -119,18 +117,21 @@ def _index_entry(task: str, metric: str, value: float, result: ModelResult) -> d
     """One result of `model-index`, spelled as the Open LLM Leaderboard spelled its own."""
     shots = result.tasks[task].shots
     path, config, split = _dataset(task, result.tasks[task])
-    dataset = {
-        "name": task if shots is None else f"{task} ({shots}-shot)",
-        "type": path,
-        "config": config,
-        "split": split,
-        "args": None if shots is None else {"num_few_shot": shots},
-    }
-    return {
-        "task": {"type": "text-generation", "name": "Text Generation"},
-        "dataset": {key: entry for key, entry in dataset.items() if entry is not None},
-        "metrics": [{"type": metric, "value": round(value, 4), "name": metric}],
-    }
+    measured = EvalResult(
+        task_type="text-generation",
+        task_name="Text Generation",
+        dataset_type=path,
+        dataset_name=task if shots is None else f"{task} ({shots}-shot)",
+        dataset_config=config,
+        dataset_split=split,
+        dataset_args=None if shots is None else {"num_few_shot": shots},
+        metric_type=metric,
+        metric_name=metric,
+        metric_value=round(value, 4),
+    )
+    # One at a time: of tasks with the same data it would keep the first's name and shots for all.
+    (model,) = eval_results_to_model_index(result.name, [measured])
+    return dict(model["results"][0])
 
 
 def _merge_index(present: object, name: str, entries: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -13,6 +13,7 @@ from mergekit_yoyo.scores.statistics import (
     difference,
     item_key,
     item_scores,
+    mcnemar,
     read_samples,
 )
 from mergekit_yoyo.scores.table import Column, choose_columns, narrow
@@ -23,7 +24,8 @@ class TaskComparison:
     """One task: the scores of both models, and a - b.
 
     `gained` are the items on which `a` scores higher than `b`, `lost` those on which it scores
-    lower; None where the two have no scores of the same items.
+    lower; None where the two have no scores of the same items. `p_value` is that of McNemar's exact
+    test, None where an item is not just right or wrong.
     """
 
     column: Column
@@ -32,10 +34,11 @@ class TaskComparison:
     difference: Difference
     gained: frozenset[ItemKey] | None
     lost: frozenset[ItemKey] | None
+    p_value: float | None = None
 
 
 @dataclass(frozen=True)
-class Comparison:
+class ScoreComparison:
     """The tasks that two models share, and what keeps the two from being compared."""
 
     a: ModelResult
@@ -49,7 +52,7 @@ def compare(
     b: ModelResult,
     tasks: Sequence[str] | None = None,
     metrics: Mapping[str, str] | None = None,
-) -> Comparison:
+) -> ScoreComparison:
     """Compare two models on the tasks both have, item by item where both have the same items.
 
     Args:
@@ -74,19 +77,21 @@ def compare(
     for column in columns:
         task_a, task_b = narrow_a.tasks[column.task], narrow_b.tasks[column.task]
         gap = difference(task_a, task_b, column.metric)
-        gained = lost = None
+        gained = lost = p_value = None
         if gap.paired:
             items_a = item_scores(task_a, column.metric) or {}
             items_b = item_scores(task_b, column.metric) or {}
             gained = frozenset(key for key in items_a if items_a[key] > items_b[key])
             lost = frozenset(key for key in items_a if items_a[key] < items_b[key])
+            if {*items_a.values(), *items_b.values()} <= {0.0, 1.0}:
+                p_value = mcnemar(len(gained), len(lost))
         value_a = task_a.metrics[column.metric].value
         value_b = task_b.metrics[column.metric].value
-        comparisons.append(TaskComparison(column, value_a, value_b, gap, gained, lost))
-    return Comparison(a, b, comparisons, find_warnings([c.task for c in columns], pair))
+        comparisons.append(TaskComparison(column, value_a, value_b, gap, gained, lost, p_value))
+    return ScoreComparison(a, b, comparisons, find_warnings([c.task for c in columns], pair))
 
 
-def flipped_items(comparison: Comparison) -> Iterator[dict[str, Any]]:
+def flipped_items(comparison: ScoreComparison) -> Iterator[dict[str, Any]]:
     """The items that the two models score differently: the document, and what each answered.
 
     Yields dictionaries with `task`, `doc_id`, `doc`, `target`, `prompt`, and for each of `a` and

@@ -1,11 +1,15 @@
 """Reading a Markdown table of scores: a column of model names, then one column a task.
 
 Published tables state no metric and no setup. Those of `render_markdown` have the metric in the
-header (`arc\\_easy<br>acc\\_norm`), standard errors, and columns for weights and mean.
+header (`arc\\_easy<br>acc\\_norm`), standard errors, and columns for quantization and mean.
 """
 
 import re
+from itertools import pairwise
 from pathlib import Path
+
+from markdown_it import MarkdownIt
+from markdown_it.token import Token
 
 from mergekit_yoyo.errors import YoyoError
 from mergekit_yoyo.scores.results import UNSTATED, ModelResult, Score, TaskResult
@@ -13,7 +17,7 @@ from mergekit_yoyo.scores.statistics import is_share
 from mergekit_yoyo.seven_tasks import BENCHMARKS
 
 _LOWER = " (lower is better)"
-_NUMBER = re.compile(r"[*_\s]*(?P<value>-?\d*\.?\d+)(\s*±\s*(?P<stderr>\d*\.?\d+))?[*_\s]*")
+_NUMBER = re.compile(r"(?P<value>-?\d*\.?\d+)(\s*±\s*(?P<stderr>\d*\.?\d+))?\s*\*?")
 
 
 def read_markdown(path: Path, text: str) -> list[ModelResult]:
@@ -22,34 +26,38 @@ def read_markdown(path: Path, text: str) -> list[ModelResult]:
     Raises:
         YoyoError: no table, a row of another length, a cell that is no score.
     """
-    lines = [line.strip() for line in text.splitlines()]
-    starts = [
-        index
-        for index, line in enumerate(lines[:-1])
-        if line.startswith("|") and re.fullmatch(r"\|[\s:|-]*-[\s:|-]*", lines[index + 1])
-    ]
-    if not starts:
-        raise YoyoError(f"{path}: no table; expected a header `| model | task | ... |` and rows.")
-    header = _cells(lines[starts[0]])
+    header, *rows = _first_table(path, text)
     results = []
-    for line in lines[starts[0] + 2 :]:
-        if not line.startswith("|"):
-            break
-        cells = _cells(line)
-        if len(cells) != len(header):
-            raise YoyoError(
-                f"{path}: row {line!r}: expected {len(header)} cells; got {len(cells)}."
-            )
-        name = _plain(re.sub(r"^[*`\s]+|(?<!\\)[*`\s]+$", "", cells[0]))
-        tasks, weights = {}, None
-        for head, cell in zip(header[1:], cells[1:], strict=True):
-            task, _, metric = _plain(head).partition("<br>")
-            if task == "weights":
-                weights = _plain(cell) or None
+    for name, *cells in rows:
+        tasks, quantization = {}, None
+        for head, cell in zip(header[1:], cells, strict=True):
+            task, _, metric = head.partition("\n")
+            if task == "quantization":
+                quantization = cell or None
             elif task != "mean" and cell not in {"", "-", "—"}:
                 tasks[task] = _read_cell(f"{path}: {name}, {task}", task, metric, cell)
-        results.append(ModelResult(name, path, tasks, quantization=weights))
+        results.append(ModelResult(name, path, tasks, quantization=quantization))
     return results
+
+
+def _first_table(path: Path, text: str) -> list[list[str]]:
+    """The cells of the first table, row by row, as they are read: no emphasis, no escapes."""
+    rows: list[list[str]] = []
+    lines = text.splitlines()
+    for token, inner in pairwise(MarkdownIt("commonmark").enable("table").parse(text)):
+        if token.type == "tr_open" and token.map:
+            line = lines[token.map[0]].strip()
+            count = len(re.findall(r"(?<!\\)\|", line.removeprefix("|").removesuffix("|"))) + 1
+            if rows and count != len(rows[0]):  # Markdown would fill it up, or drop what is over
+                raise YoyoError(
+                    f"{path}: row {line!r}: expected {len(rows[0])} cells; got {count}."
+                )
+            rows.append([])
+        elif token.type in {"th_open", "td_open"}:
+            rows[-1].append(_plain(inner))
+        if inner.type == "table_close":
+            return rows
+    raise YoyoError(f"{path}: no table; expected a header `| model | task | ... |` and rows.")
 
 
 def _read_cell(place: str, task: str, metric: str, cell: str) -> TaskResult:
@@ -69,12 +77,10 @@ def _read_cell(place: str, task: str, metric: str, cell: str) -> TaskResult:
     )
 
 
-def _cells(line: str) -> list[str]:
-    return [
-        cell.strip() for cell in re.split(r"(?<!\\)\|", line.removeprefix("|").removesuffix("|"))
+def _plain(cell: Token) -> str:
+    """What a reader sees of a cell, a break as a new line."""
+    parts = [
+        child.content if child.type != "html_inline" else "\n" * child.content.startswith("<br")
+        for child in cell.children or []
     ]
-
-
-def _plain(text: str) -> str:
-    """`text` without the backslashes that keep Markdown from reading it."""
-    return re.sub(r"\\([\\|*_`])", r"\1", text)
+    return "".join(parts).strip()

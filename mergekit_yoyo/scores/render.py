@@ -8,12 +8,16 @@ from rich.console import Group, RenderableType
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from mergekit_yoyo.scores.compare import Comparison
+from mergekit_yoyo.scores.compare import ScoreComparison
 from mergekit_yoyo.scores.table import Cell, Column, Table
 
 _LEGEND = (
     "± standard error; {mark} best of its column by more than the standard error of its lead over "
     "the second"
+)
+_P_VALUE = (
+    "p: McNemar's exact test: how likely flips at least as one-sided are between models that are "
+    "equally good"
 )
 
 
@@ -21,9 +25,9 @@ def render_terminal(table: Table) -> RenderableType:
     """The table for `rich`: the standard error under each score, the best in bold with a star."""
     grid = RichTable(box=SIMPLE_HEAD, pad_edge=False, padding=0)
     grid.add_column("model", overflow="fold")
-    weights = _has_weights(table)
-    if weights:
-        grid.add_column("weights", overflow="fold")
+    quantized = _any_quantized(table)
+    if quantized:
+        grid.add_column("quantization", overflow="fold")
     for column in table.columns:
         grid.add_column(
             Text(f"{_broken(column.task)}\n{_metric(column)}"), justify="right", overflow="fold"
@@ -34,7 +38,7 @@ def render_terminal(table: Table) -> RenderableType:
         cells = [_terminal_cell(row.cells.get(column.task)) for column in table.columns]
         grid.add_row(
             Text(row.result.name),
-            *([Text(row.result.quantization or "")] if weights else []),
+            *([Text(row.result.quantization or "")] if quantized else []),
             *cells,
             *([_terminal_cell(row.mean)] if table.has_mean else []),
         )
@@ -46,16 +50,16 @@ def render_terminal(table: Table) -> RenderableType:
 
 def render_markdown(table: Table) -> str:
     """The table as Markdown, the best in bold, warnings and notes below it."""
-    weights = _has_weights(table)
-    header = ["model"] + (["weights"] if weights else [])
+    quantized = _any_quantized(table)
+    header = ["model"] + (["quantization"] if quantized else [])
     header += [f"{_escape(column.task)}<br>{_escape(_metric(column))}" for column in table.columns]
     header += ["mean"] if table.has_mean else []
-    text_columns = 1 + weights
+    text_columns = 1 + quantized
     rule = ["---"] * text_columns + ["---:"] * (len(header) - text_columns)
     lines = [header, rule]
     for row in table.rows:
         line = [_escape(row.result.name)]
-        line += [_escape(row.result.quantization or "")] if weights else []
+        line += [_escape(row.result.quantization or "")] if quantized else []
         line += [_markdown_cell(row.cells.get(column.task)) for column in table.columns]
         line += [_markdown_cell(row.mean)] if table.has_mean else []
         lines.append(line)
@@ -70,27 +74,27 @@ def render_csv(table: Table) -> str:
     """One line per model and task (and mean): the numbers in full, for other programs."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(["model", "weights", "task", "metric", "score", "stderr", "items", "best"])
+    writer.writerow(["model", "quantization", "task", "metric", "score", "stderr", "items", "best"])
     for row in table.rows:
-        name, weights = row.result.name, row.result.quantization or ""
+        name, quantization = row.result.name, row.result.quantization or ""
         for column in table.columns:
             if cell := row.cells.get(column.task):
                 items = row.result.tasks[column.task].items
                 fields = (cell.value, cell.stderr, items, int(cell.best))
-                writer.writerow([name, weights, column.task, column.metric, *fields])
+                writer.writerow([name, quantization, column.task, column.metric, *fields])
         if row.mean:
             fields = (row.mean.value, row.mean.stderr, None, int(row.mean.best))
-            writer.writerow([name, weights, "mean", "", *fields])
+            writer.writerow([name, quantization, "mean", "", *fields])
     return buffer.getvalue()
 
 
-def render_comparison(comparison: Comparison) -> RenderableType:
+def render_comparison(comparison: ScoreComparison) -> RenderableType:
     """Two models task by task: their difference, its standard error, and the items that flipped."""
     a, b = comparison.a.name, comparison.b.name
     grid = RichTable(box=SIMPLE_HEAD, pad_edge=False)
     grid.add_column("task")
     grid.add_column("metric")
-    for name in (a, b, "difference", "paired items", "flipped"):
+    for name in (a, b, "difference", "paired items", "flipped", "p"):
         grid.add_column(Text(name), justify="right", overflow="fold")
     for task in comparison.tasks:
         gap = task.difference
@@ -106,6 +110,7 @@ def render_comparison(comparison: Comparison) -> RenderableType:
             Text(f"{gap.value:+.4f} ± {error}", style="bold" if gap.exceeds_error else ""),
             str(gap.items or "unpaired"),
             flips,
+            "—" if task.p_value is None else f"{task.p_value:.2g}",
         )
     beyond = [task.column.task for task in comparison.tasks if task.difference.exceeds_error]
     lines = [Text(f"Warning: {w}", style="bold yellow") for w in comparison.warnings]
@@ -117,10 +122,12 @@ def render_comparison(comparison: Comparison) -> RenderableType:
     elif unknown:
         verdict += f"; unknown on {', '.join(unknown)}: no standard error"
     lines.append(Text(verdict, style="bold"))
+    if any(task.p_value is not None for task in comparison.tasks):
+        lines.append(Text(_P_VALUE, style="dim"))
     return Group(grid, *lines)
 
 
-def _has_weights(table: Table) -> bool:
+def _any_quantized(table: Table) -> bool:
     return any(row.result.quantization for row in table.rows)
 
 

@@ -4,7 +4,8 @@ A score is the mean of n items, so its standard error is the sample deviation ov
 harness reports it. Two models that answered the same items are compared item by item: the standard
 error of their difference is that of the mean of the n differences (paired). Where items are not
 known the two are taken as independent, sqrt(s_a^2 + s_b^2); models that agree on most items have a
-smaller paired error than that, so the unpaired one claims less.
+smaller paired error than that, so the unpaired one claims less. Of right and wrong answers to the
+same items the exact test of McNemar needs no such approximation.
 """
 
 import json
@@ -86,6 +87,19 @@ def difference(a: TaskResult, b: TaskResult, metric: str) -> Difference:
     if stderr_a is None or stderr_b is None:
         return Difference(value, None, None)
     return Difference(value, math.hypot(stderr_a, stderr_b), None)
+
+
+def mcnemar(gained: int, lost: int) -> float:
+    """The exact test of McNemar: how likely a split of the flipped items at least as uneven as
+    `gained` to `lost` is, if each flips either way with probability one half (two-sided).
+
+    Source: Q. McNemar, Psychometrika 12 (1947), with the binomial distribution in place of its
+    normal approximation. Without flipped items it is 1.
+    """
+    from scipy.stats import binomtest
+
+    flipped = gained + lost
+    return float(binomtest(gained, flipped, 0.5).pvalue) if flipped else 1.0
 
 
 def mean_of(values: Sequence[float], stderrs: Sequence[float | None]) -> tuple[float, float | None]:
