@@ -3,8 +3,10 @@
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mergekit_yoyo.errors import YoyoError
 from mergekit_yoyo.record.layers import Place, by_kind, by_layer
@@ -167,23 +169,14 @@ def _models(
     if not both:
         return []
     here, there = [one for one, _ in both], [other for _, other in both]
-    a, b = (WEIGHT.over(tensors, len(names)) for tensors in (here, there))
-    recalled_a, recalled_b = (RECALLED.over(tensors, len(names)) for tensors in (here, there))
-    sizes = _mean_change(changes, sizes=True)
-    rejected_a = np.sum([one.rejected for one in here], axis=0)
-    rejected_b = np.sum([other.rejected for other in there], axis=0)
+    columns: list[NDArray[Any]] = [
+        *(WEIGHT.over(tensors, len(names)) for tensors in (here, there)),
+        _mean_change(changes, sizes=True),
+        *(np.sum([t.rejected for t in tensors], axis=0) for tensors in (here, there)),
+        *(RECALLED.over(tensors, len(names)) for tensors in (here, there)),
+    ]
     return [
-        ModelChange(
-            name=name,
-            short=short,
-            a=float(a[i]),
-            b=float(b[i]),
-            change=float(sizes[i]),
-            rejected_a=int(rejected_a[i]),
-            rejected_b=int(rejected_b[i]),
-            recalled_a=float(recalled_a[i]),
-            recalled_b=float(recalled_b[i]),
-        )
+        ModelChange(name, short, *(column[i].item() for column in columns))
         for i, (name, short) in enumerate(short_names(names).items())
     ]
 
