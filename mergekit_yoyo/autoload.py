@@ -1,5 +1,7 @@
 """The start-up hook: mergekit's method table gains `yoyo_fusion` the moment it is loaded.
 
+Its planner, likewise, is wrapped so that merges by `yoyo_fusion` lose nothing (`planning`).
+
 mergekit has no entry points. A `.pth` file beside the package runs `install()` at every start of
 Python in that environment, so this module imports nothing but `sys`, and nothing in it may break
 its host: whatever fails becomes a warning.
@@ -11,20 +13,21 @@ import sys
 
 TYPE_CHECKING = False  # importing `typing` would cost more than all of this module
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from importlib.machinery import ModuleSpec
     from types import ModuleType
     from typing import Any
 
-TARGET = "mergekit.merge_methods"
+METHODS, PLANNER = "mergekit.merge_methods", "mergekit.plan"
 
 
 class _Finder:
-    """A meta path finder that finds nothing itself; it wraps the loader of mergekit's methods."""
+    """A meta path finder that finds nothing itself; it wraps the loaders of two of mergekit's."""
 
     searching = False
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
-        if name != TARGET or self.searching:
+        if name not in (METHODS, PLANNER) or self.searching:
             return None
         self.searching = True
         try:
@@ -34,20 +37,20 @@ class _Finder:
                     continue
                 spec: ModuleSpec | None = find_spec(name, path, target)
                 if spec is not None:
-                    _register_after(spec.loader)
+                    _after(spec.loader, _register if name == METHODS else _repair)
                     return spec
         finally:
             self.searching = False
         return None
 
 
-def _register_after(loader: Any) -> None:
+def _after(loader: Any, then: Callable[[], None]) -> None:
     try:
         execute = loader.exec_module
 
         def exec_module(module: ModuleType) -> None:
             execute(module)
-            _register()
+            then()
 
         loader.exec_module = exec_module
     except Exception as error:
@@ -63,6 +66,15 @@ def _register() -> None:
         _warn(error)
 
 
+def _repair() -> None:
+    try:
+        from mergekit_yoyo.method.yoyo_fusion import repair_plans
+
+        repair_plans()
+    except Exception as error:
+        _warn(error)
+
+
 def _warn(error: Exception) -> None:
     import warnings
 
@@ -73,8 +85,9 @@ def _warn(error: Exception) -> None:
 
 
 def install() -> None:
-    """Hook into the import of mergekit's methods, or register at once if they are loaded."""
-    if TARGET in sys.modules:
+    """Hook into the import of mergekit's methods and planner, or act at once if they are loaded."""
+    if METHODS in sys.modules:
         _register()
+        _repair()
     elif not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Finder())

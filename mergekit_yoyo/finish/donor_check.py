@@ -3,15 +3,14 @@
 import re
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
 
 from mergekit_yoyo.errors import YoyoError
 from mergekit_yoyo.finish.config import parameter_name
 from mergekit_yoyo.model.checkpoint import TensorInfo, main_dtype
 from mergekit_yoyo.model.layout import LayoutPlan, plan_layout
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 _SHOWN = 3
 
@@ -99,11 +98,14 @@ def check_complete(plan: LayoutPlan, donor: Collection[str]) -> None:
     model = plan.model
     model.tie_weights()
     state = model.state_dict(keep_vars=True)
-    wanted = plan_layout(
-        model.config, {name: TensorInfo(tuple(t.shape), t.dtype) for name, t in state.items()}
-    ).targets
+    asked = plan_layout(
+        model.config,
+        {name: TensorInfo(tuple(t.shape), t.dtype) for name, t in state.items()},
+        donor,
+    )
+    wanted = asked.targets
     have = plan.targets
-    optional = _tied(model, have)
+    optional = _tied(asked, state, have)
     missing = [name for name in wanted if name not in have and name not in optional]
     extra = [name for name in have if name not in wanted and name not in donor]
     misshapen = [
@@ -150,11 +152,22 @@ def any_layer(name: str) -> str:
     return re.sub(r"\.\d+\.", ".*.", name, count=1)
 
 
-def _tied(model: "PreTrainedModel", have: Mapping[str, TensorInfo]) -> set[str]:
+def _tied(
+    asked: LayoutPlan, state: Mapping[str, torch.Tensor], have: Mapping[str, TensorInfo]
+) -> set[str]:
     """Names that need not be in a checkpoint, since they share their data with one that is."""
-    state = model.state_dict(keep_vars=True)
-    present = {id(tensor) for name, tensor in state.items() if name in have}
-    return {name for name, tensor in state.items() if id(tensor) in present and name not in have}
+    present = {
+        id(state[name])
+        for group in asked.groups
+        for name in group.sources
+        if all(target in have for target in group.targets)
+    }
+    return {
+        target
+        for group in asked.groups
+        for target in group.targets
+        if all(id(state[name]) in present for name in group.sources)
+    }
 
 
 def _some(names: list[str]) -> str:

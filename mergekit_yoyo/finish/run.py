@@ -98,7 +98,7 @@ def plan_finish(
     finished = finished_config(donor_config, tensors, source.layers, merged_config)
     notes += finished.notes
 
-    original = plan_layout(config_from(finished.values), tensors)
+    original = plan_layout(config_from(finished.values), tensors, donor_tensors)
     is_donors = {any_layer(name) for name in tensors} <= {any_layer(name) for name in donor_tensors}
     layout = original.as_is(tensors) if is_donors else original
     check_against_donor(layout, donor_tensors, str(source.name))

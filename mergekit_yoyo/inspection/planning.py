@@ -5,14 +5,12 @@ not downloaded yet). What it refuses is an error here. What it accepts is held a
 tensors that are missing, shapes that differ, heads and norms made of fewer models than the rest.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from mergekit.architecture import WeightInfo, get_architecture_info
-from mergekit.architecture.conversion import can_convert_checkpoint_keys, convert_checkpoint_tensors
 from mergekit.common import ModelReference, dtype_from_name
 from mergekit.config import MergeConfiguration
 from mergekit.graph import Task
@@ -28,16 +26,21 @@ from mergekit_yoyo.inspection.inputs import Input
 from mergekit_yoyo.inspection.located import Located
 from mergekit_yoyo.inspection.remark import Remark, error, some, warning
 from mergekit_yoyo.inspection.settings import filters_of, settings_of
-from mergekit_yoyo.method.plan_checks import (
-    check_all_models_gathered,
-    gathered_weights,
-)
+from mergekit_yoyo.method import METHOD
+from mergekit_yoyo.method.plan_checks import check_all_models_gathered
 from mergekit_yoyo.method.refusal import PlanError
 from mergekit_yoyo.model.checkpoint import TensorInfo
 from mergekit_yoyo.model.merge_yaml import MergeYaml
+from mergekit_yoyo.planning import (
+    gathered_weights,
+    lost_in,
+    notes_on,
+    planning,
+    reader_of,
+    refusal,
+)
 
 REFUSED = "mergekit refuses the merge: "
-_LAYER = re.compile(r"\.\d+\.")
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,7 @@ class Plan:
     """mergekit's plan: the task of each tensor, and all targets that a run would execute.
 
     settings: the transformers config that would be saved. loaded: what a task's model hands over
-    for a weight; None where only its name is known.
+    for a weight; None where only its name is known. said: what is lost, copied or left out.
     """
 
     config: MergeConfiguration
@@ -53,6 +56,7 @@ class Plan:
     tasks: list[ExecuteMergeMethodTask]
     targets: list[Task]
     loaded: dict[tuple[ModelReference, str], TensorInfo | None]
+    said: list[Remark]
 
     def inputs_of(self, task: ExecuteMergeMethodTask) -> dict[ModelReference, TensorInfo | None]:
         """The tensors that a task gets, by model, in the merge's order."""
@@ -92,7 +96,9 @@ def plan_merge(
         architecture = get_architecture_info(config, options)
         settings = _model_out_config(config, architecture)
         planner = MergePlanner(config, architecture, options, settings)
-        targets = planner.plan_to_disk("unwritten")
+        ours = config.merge_method == METHOD.spec.name
+        with planning(None if ours else "watches"):
+            targets = planner.plan_to_disk("unwritten")
     except ValidationError as wrong:
         reasons = "; ".join(str(detail["msg"]) for detail in wrong.errors())
         raise YoyoError(REFUSED + reasons) from None
@@ -103,10 +109,13 @@ def plan_merge(
     loaded = {}
     for task in tasks:
         for model, weight in (gathered_weights(task) or {}).items():
-            found, info = _loaded(folders[model.folder], weight)
+            found, info = _loaded(folders[model.folder], model, weight)
             if found:
                 loaded[model, weight.name] = info
-    return Plan(config, settings, tasks, targets, loaded)
+    lost = lost_in(planner)
+    said = [error(refusal(lost, "watches"))] if lost.lost else []
+    said += [warning(note) for note in notes_on(planner)]
+    return Plan(config, settings, tasks, targets, loaded, said)
 
 
 def check_plan(plan: Plan) -> list[Remark]:
@@ -131,7 +140,7 @@ def check_plan(plan: Plan) -> list[Remark]:
             named = ", ".join(f"{list(info.shape)} in {model}" for model, info in infos.items())
             shapes.append(f"{task.output_weight.name} is {named}")
             vocabulary |= axis is not None
-    remarks = [
+    remarks = plan.said + [
         error(f"{model}: lacks {some(names)}, which the merge needs")
         for model, names in missing.items()
     ]
@@ -181,33 +190,22 @@ def _fields(value: BaseModel) -> list[str]:
     return list(type(value).model_fields)
 
 
-def _loaded(item: Input, weight: WeightInfo) -> tuple[bool, TensorInfo | None]:
-    """Whether mergekit finds a weight in a model, and what it loads, as far as headers tell."""
-    for name in (weight.name, *(weight.aliases or ()), *(weight.tied_names or ())):
-        if name in item.tensors:
-            return True, item.tensors[name]
-    kind = str(item.config["model_type"])
-    for target in (weight.name, *(weight.aliases or ())):
-        names = _same_layer(target, item.tensors)
-        infos = {name: info for name in names if (info := item.tensors[name]) is not None}
-        if len(infos) < len(names):
-            if can_convert_checkpoint_keys(kind, set(names), target):
-                return True, None
-            continue
-        empty = {
-            name: torch.empty(info.shape, dtype=info.dtype, device="meta")
-            for name, info in infos.items()
-        }
-        tensor = convert_checkpoint_tensors(kind, empty, target)
-        if tensor is not None:
-            return True, TensorInfo(tuple(tensor.shape), tensor.dtype)
-    return False, None
-
-
-def _same_layer(target: str, names: Mapping[str, object]) -> list[str]:
-    """Names of the layer of `target`: conversions never cross layers, and matching is slow."""
-    layer = _LAYER.search(target)
-    return [name for name in names if layer is None or layer[0] in name]
+def _loaded(
+    item: Input, model: ModelReference, weight: WeightInfo
+) -> tuple[bool, TensorInfo | None]:
+    """Whether a merge finds a weight in a model, and what it loads, as far as headers tell."""
+    reader = reader_of(model)
+    names = reader.read_from(weight)
+    target = reader.converted(weight)
+    if len(names) == 1 and (names[0] == weight.name or target is None):
+        return True, item.tensors[names[0]]
+    infos = {name: info for name in names if (info := item.tensors[name]) is not None}
+    if not names or len(infos) < len(names) or target is None or reader.sources is None:
+        return bool(names), None
+    tensor = reader.sources.convert(
+        target, lambda name: torch.empty(infos[name].shape, dtype=infos[name].dtype, device="meta")
+    )
+    return True, TensorInfo(tuple(tensor.shape), tensor.dtype)
 
 
 def _without(shape: tuple[int, ...], axis: int | None) -> tuple[int, ...]:

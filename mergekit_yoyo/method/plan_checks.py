@@ -32,6 +32,10 @@ TWO_STAGES = (
 )
 
 
+# models that were looked at, with the index of files that they had then
+_unquantized: dict[ModelReference, Any] = {}
+
+
 def check_model_files(input_ids: Sequence[Hashable]) -> None:
     """Refuse models whose files hold quantized weights. Each is looked at once, headers only.
 
@@ -43,6 +47,8 @@ def check_model_files(input_ids: Sequence[Hashable]) -> None:
         if isinstance(model, ModelReference):
             loader = LoaderCache().loaders.get(model)
             if loader:
+                if _unquantized.get(model) is loader.index:
+                    continue
                 folder = Path(loader.index.base_path)
                 files = sorted({folder / file for file in loader.index.tensor_paths.values()})
                 found = _quantization_config(folder / "config.json")
@@ -56,6 +62,8 @@ def check_model_files(input_ids: Sequence[Hashable]) -> None:
                     f"{model}: its weights are quantized ({found}). Their scales are separate "
                     "tensors, which a merge would drop: dequantize the model first."
                 )
+            if loader:
+                _unquantized[model] = loader.index
 
 
 def _quantization_config(config: Path) -> str | None:

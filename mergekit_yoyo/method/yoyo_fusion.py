@@ -22,7 +22,7 @@ from mergekit_yoyo.method.expert_layout import packing_of
 from mergekit_yoyo.method.module_kind import kind_of
 from mergekit_yoyo.method.parameters import PARAMETERS
 from mergekit_yoyo.method.plan_checks import check_model_files, check_task
-from mergekit_yoyo.method.refusal import refusals
+from mergekit_yoyo.method.refusal import MergeError, refusals
 from mergekit_yoyo.record import recorder
 from mergekit_yoyo.record.lines import tensor_line
 from mergekit_yoyo.record.schema import TensorLine
@@ -122,6 +122,13 @@ class YoyoFusion(GroupMergeMethod):  # type: ignore[misc]  # mergekit is not typ
 
 
 METHOD = YoyoFusion()
+
+
+def repair_plans() -> None:
+    """Make mergekit plan merges by this method whole. Harmless if it does already."""
+    from mergekit_yoyo.planning import install
+
+    install(MergeError)
 
 
 def register() -> None:

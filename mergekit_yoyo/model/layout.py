@@ -18,7 +18,7 @@ extra tensors) pass through as they are, so converting twice changes nothing. Wh
 is what a given donor has is another question: see `donor_check`.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -77,17 +77,23 @@ class LayoutPlan:
                 yield tensors.popitem()
 
 
-def plan_layout(config: "PretrainedConfig | Path", tensors: Mapping[str, TensorInfo]) -> LayoutPlan:
+def plan_layout(
+    config: "PretrainedConfig | Path",
+    tensors: Mapping[str, TensorInfo],
+    stored: Iterable[str] = (),
+) -> LayoutPlan:
     """Plan the conversion of a checkpoint into its original layout, without reading its data.
 
     Args:
         config: the model's configuration, or its folder.
         tensors: the checkpoint's tensors by name (`Checkpoint.tensors`).
+        stored: names of a checkpoint in the original layout. Whether a prefix that transformers
+            strips as it loads (`vision_tower.vision_model.`) was there, only they can tell.
 
     Raises:
         YoyoError: transformers does not know the architecture, or cannot revert a tensor.
     """
-    model = meta_model(config)
+    model = meta_model(config, stored)
     own = set(model.state_dict())
     groups: dict[str, list[str]] = {}
     key_of = _group_key(model)
@@ -108,8 +114,12 @@ def plan_layout(config: "PretrainedConfig | Path", tensors: Mapping[str, TensorI
     return LayoutPlan(model, planned)
 
 
-def meta_model(config: "PretrainedConfig | Path") -> "PreTrainedModel":
+def meta_model(config: "PretrainedConfig | Path", stored: Iterable[str] = ()) -> "PreTrainedModel":
     """The transformers model of `config` (or of the folder that holds it), without any data.
+
+    Args:
+        config: as above.
+        stored: names of a checkpoint, whose prefixes a conversion back shall restore.
 
     Raises:
         YoyoError: no usable config.json, or an architecture that transformers does not have.
@@ -134,10 +144,14 @@ def meta_model(config: "PretrainedConfig | Path") -> "PreTrainedModel":
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import PrefixChange
 
+    conversions = get_model_conversion_mapping(model, add_legacy=False)
+    for name in stored:
+        for conversion in conversions:
+            name, _ = conversion.rename_source_key(name)
     model._weight_conversions = [
         conversion
-        for conversion in get_model_conversion_mapping(model, add_legacy=False)
-        if not isinstance(conversion, PrefixChange)  # whether a prefix was there is not known
+        for conversion in conversions
+        if not isinstance(conversion, PrefixChange) or conversion.was_used()
     ]
     return model
 

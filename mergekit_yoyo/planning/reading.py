@@ -1,0 +1,171 @@
+"""Which tensors of a checkpoint each weight of a plan is read from, looked up once a model.
+
+mergekit matches all keys of a checkpoint anew for every packed tensor, by the model type at the top
+of its config only. Here `model.sources` answers for the whole class at once, parts included.
+"""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from mergekit.architecture import WeightInfo
+from mergekit.common import ImmutableMap, ModelReference, dtype_from_name
+from mergekit.graph import Task
+from mergekit.io.lazy_tensor_loader import ShardedTensorIndex
+from mergekit.io.tasks import GatherTensors, LoaderCache
+
+from mergekit_yoyo.errors import YoyoError
+from mergekit_yoyo.model.checkpoint import TensorInfo, read_header
+from mergekit_yoyo.model.sources import Sources
+
+LOG = logging.getLogger(__name__)
+
+
+class Reader:
+    """One input of a merge: the names in its files, and what they become in its model class.
+
+    sources: None where transformers does not have the class; then only names say what is what.
+    """
+
+    def __init__(self, model: ModelReference, index: ShardedTensorIndex) -> None:
+        self.model, self.index = model, index
+        self.names = index.tensor_paths
+        self.config = model.config(trust_remote_code=LoaderCache().trust_remote_code)
+        self.sources: Sources | None = None
+        try:
+            self.sources = Sources(self.config, self.names)
+        except YoyoError as error:
+            LOG.warning("%s: packed or renamed tensors are not looked up: %s", model, error)
+        self._infos: dict[str, dict[str, TensorInfo]] = {}
+
+    def read_from(self, weight: WeightInfo) -> tuple[str, ...]:
+        """The checkpoint's tensors that `weight` is read from; none if it has no such weight.
+
+        The weight's own name comes first, then its other names, as in mergekit, and last what
+        transformers would convert.
+        """
+        for name in (weight.name, *(weight.aliases or ()), *(weight.tied_names or ())):
+            if name in self.names:
+                return (name,)
+        target = self.converted(weight)
+        return () if target is None or self.sources is None else self._of(target)
+
+    def converted(self, weight: WeightInfo) -> str | None:
+        """The name under which a weight that is not stored as such can be had by converting."""
+        if self.sources is None:
+            return None
+        names = (weight.name, *(weight.aliases or ()))
+        return next((name for name in names if name in self.sources.of), None)
+
+    def lacks(self, name: str) -> bool:
+        """Whether its model class needs a weight of this name (or may), and it has none."""
+        return self.sources is None or self.sources.lacks(name)
+
+    def has(self, name: str) -> bool:
+        """Whether a tensor of its files goes into its model class."""
+        return self.sources is not None and self.renamed(name) in self.sources.of
+
+    def renamed(self, name: str) -> str:
+        """A name of its files as its model class would call it."""
+        return name if self.sources is None else self.sources.renamed[name]
+
+    def info(self, name: str) -> TensorInfo | None:
+        """Shape and dtype of a tensor; None if only its name is at hand."""
+        file = Path(self.index.base_path) / self.names[name]
+        if file.suffix != ".safetensors" or not file.is_file():
+            return None
+        if str(file) not in self._infos:
+            self._infos[str(file)] = dict(read_header(file))
+        return self._infos[str(file)].get(name)
+
+    def _of(self, target: str) -> tuple[str, ...]:
+        assert self.sources is not None
+        return tuple(self.sources.of[target].names)
+
+
+_readers: dict[ModelReference, Reader] = {}
+
+
+def reader_of(model: ModelReference) -> Reader:
+    """The reader of an input, made once as long as its files are the same."""
+    index = LoaderCache().get(model).index
+    reader = _readers.get(model)
+    if reader is None or reader.index is not index:
+        reader = _readers[model] = Reader(model, index)
+    return reader
+
+
+class LoadConverted(Task[torch.Tensor]):  # type: ignore[misc]  # mergekit is not typed
+    """A weight that the checkpoint stores otherwise, converted as transformers converts it."""
+
+    model: ModelReference
+    target: str
+    dtype: str | None = None
+    device: str | None = None
+
+    def arguments(self) -> dict[str, Task]:
+        """Nothing: it reads files."""
+        return {}
+
+    def execute(self, **_: Any) -> torch.Tensor:
+        """Read and convert."""
+        loader, reader = LoaderCache().get(self.model), reader_of(self.model)
+        device = self.device or "cpu"
+        assert reader.sources is not None
+        tensor = reader.sources.convert(
+            self.target, lambda name: loader.get_tensor(name, device=device)
+        ).to(device)
+        wanted = dtype_from_name(self.dtype)
+        return tensor if wanted is None else tensor.to(wanted)
+
+    def priority(self) -> int:
+        """That of mergekit's own loading."""
+        return -1000
+
+
+class GatherConverted(GatherTensors, frozen=True):  # type: ignore[misc, call-arg]
+    """mergekit's gathering of a weight's inputs, those converted that are not stored as such."""
+
+    converted: ImmutableMap[ModelReference, str]
+
+    def arguments(self) -> dict[str, Task]:
+        """The tasks that load, by the keys that mergekit gives them."""
+        tasks: dict[str, Task] = super().arguments()
+        for model, target in self.converted.items():
+            weight = self.weight_info[model]
+            tasks[f"{model}:{weight.name}"] = LoadConverted(
+                model=model,
+                target=target,
+                dtype=weight.force_dtype or self.dtype,
+                device=self.device,
+            )
+        return tasks
+
+
+def gather_converted(gather: GatherTensors) -> GatherTensors:
+    """`gather`, or one that converts what mergekit would match anew or not find."""
+    converted = {}
+    for model, weight in gather.weight_info.items():
+        reader = reader_of(model)
+        names = (weight.name, *(weight.aliases or ()), *(weight.tied_names or ()))
+        if not any(name in reader.names for name in names):
+            target = reader.converted(weight)
+            if target is not None:
+                converted[model] = target
+    if not converted:
+        return gather
+    return GatherConverted(
+        weight_info=gather.weight_info,
+        dtype=gather.dtype,
+        device=gather.device,
+        converted=ImmutableMap(data=converted),
+    )
+
+
+def gathered_weights(task: Any) -> Mapping[ModelReference, WeightInfo] | None:
+    """The weight that a merge task gets from each model; None if it is not of checkpoints."""
+    gather = getattr(task.gather_tensors, "gather_tensors", task.gather_tensors)
+    weights = getattr(gather, "weight_info", None)
+    return None if weights is None else dict(weights.items())

@@ -1,0 +1,272 @@
+"""Nothing is lost: each family, in the layout of the Hub, arrives whole and exact."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from families import FAMILIES, names_of
+from family_road import config_of, merge_yaml, travel, write_inputs
+from method_fixtures import Tensors, assert_is_merge, fine_tune, mergekit, tensors_of
+from safetensors.torch import load_file, save_file
+
+from mergekit_yoyo.inspection import inspect
+from mergekit_yoyo.planning import hook, planning
+
+MTP = {"qwen3_next", "qwen3_5", "qwen3_5_moe", "qwen3_5_moe-experts", "glm4_moe", "deepseek_v3"}
+
+
+@pytest.fixture(autouse=True)
+def _silent() -> None:
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+
+
+# config.json with {"__float__": "Infinity"}, which only from_pretrained reads so far
+INFINITE = {"falcon_h1", "granitemoehybrid", "granite-4-dense"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=pytest.mark.xfail(n in INFINITE, reason="floats")) for n in FAMILIES],
+)
+def test_a_family_arrives_whole(name: str, tmp_path: Path) -> None:
+    road = travel(name, tmp_path)
+    assert (road.merge, road.inspect, road.finish, road.transformers) == ("", "", "", "")
+    assert not road.lost
+    assert not road.strange
+    assert not road.wrong
+    if name in MTP:
+        assert any(re.search(r"\bmtp\.|eh_proj", key) for key in names_of(tmp_path / "finished"))
+        assert _promised(tmp_path / "merged") == _promised(tmp_path / "finished") == [1]
+
+
+@pytest.mark.parametrize("name", ["qwen3_5_moe-experts", "deepseek_v3", "llava"])
+def test_mergekits_own_command_loses_nothing(name: str, tmp_path: Path) -> None:
+    from mergekit_yoyo.finish import finish, plan_finish
+
+    inputs = write_inputs(name, tmp_path)
+    done = mergekit("yaml", merge_yaml(inputs), tmp_path / "merged", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    finish(plan_finish(tmp_path / "merged"))
+    assert names_of(tmp_path / "merged") == names_of(inputs[0])
+
+
+def test_without_the_repair_a_lossy_merge_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs = write_inputs("deepseek_v3", tmp_path)
+    monkeypatch.setenv(hook.SWITCH, "0")
+    done = mergekit("yaml", merge_yaml(inputs), tmp_path / "merged", cwd=tmp_path)
+    assert done.returncode == 1
+    said = " ".join(done.stderr.split())
+    assert "Error: mergekit would leave out of the merge, without a word, 56 tensors" in said
+    assert "model.layers.*.mlp.experts.*.up_proj.weight (12 tensors, 6,144 parameters)" in said
+    assert f"Unset {hook.SWITCH}" in said
+    assert "Traceback" not in said
+    assert not (tmp_path / "merged" / "config.json").exists()
+    assert not list(tmp_path.glob("merged/*.safetensors"))
+
+
+def test_without_the_repair_what_is_whole_still_merges(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs = write_inputs("qwen3_moe", tmp_path)
+    monkeypatch.setenv(hook.SWITCH, "0")
+    _merge(merge_yaml(inputs), tmp_path / "off")
+    monkeypatch.delenv(hook.SWITCH)
+    _merge(merge_yaml(inputs), tmp_path / "on")
+    off, on = tensors_of(tmp_path / "off"), tensors_of(tmp_path / "on")
+    assert off.keys() == on.keys()
+    assert all(torch.equal(off[name], on[name]) for name in on)
+
+
+def test_the_mergekit_at_hand_is_the_one_that_is_wrapped() -> None:
+    assert hook.differing() == ()
+    assert hook.fingerprint("mergekit.plan:MergePlanner.vanished") == "missing"
+
+
+def test_another_mergekit_is_not_repaired_and_refuses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    inputs = write_inputs("qwen3_next", tmp_path)
+    changed = {**hook.FINGERPRINTS, "mergekit.plan:MergePlanner.plan_layer": "another"}
+    monkeypatch.setattr(hook, "FINGERPRINTS", changed)
+    for function in (hook.differing, hook.is_unknown):
+        function.cache_clear()
+    try:
+        with pytest.raises(Exception, match=r"29 tensors .*install mergekit==0\.1\.5"):
+            _merge(merge_yaml(inputs), tmp_path / "merged")
+        assert "differs from 0.1.5 in mergekit.plan:MergePlanner.plan_layer" in caplog.text
+    finally:
+        monkeypatch.undo()
+        for function in (hook.differing, hook.is_unknown):
+            function.cache_clear()
+
+
+def test_inspect_names_what_another_method_would_lose(tmp_path: Path) -> None:
+    inputs = write_inputs("qwen3_5", tmp_path)
+    file = tmp_path / "merge.yml"
+    file.write_text(_linear(inputs))
+    seen = inspect(file, quick=True)
+    assert seen.failed
+    (said,) = [text for text in seen.of_level("error") if "leave out" in text]
+    assert "15 tensors (10,928 parameters, " in said
+    assert "mtp.fc.weight (2,048 parameters)" in said
+    assert "save_pretrained" not in said  # which would lose them too
+
+
+def test_the_repair_serves_other_methods(tmp_path: Path) -> None:
+    inputs = write_inputs("deepseek_v3", tmp_path)
+    with planning("mends"):
+        _merge(_linear(inputs), tmp_path / "merged")
+    models, merged = [tensors_of(path) for path in inputs], tensors_of(tmp_path / "merged")
+    name = "model.layers.3.mlp.experts.1.up_proj.weight"
+    mean = sum(tensors[name].float() for tensors in models) / 3
+    torch.testing.assert_close(merged[name].float(), mean, rtol=2**-7, atol=1e-3)
+    packed = "model.layers.2.mlp.experts.down_proj"
+    experts = [f"model.layers.2.mlp.experts.{k}.down_proj.weight" for k in range(4)]
+    stacked = [torch.stack([tensors[e].float() for e in experts]) for tensors in models]
+    torch.testing.assert_close(merged[packed].float(), sum(stacked) / 3, rtol=2**-7, atol=1e-3)
+
+
+def test_filters_reach_what_mergekit_does_not_know(tmp_path: Path) -> None:
+    inputs = write_inputs("qwen3_next", tmp_path)
+    rescale = [{"filter": "mtp.fc", "value": "median"}, {"value": "mean"}]
+    fine_tune_loud(inputs[2], "mtp.")
+    _merge(merge_yaml(inputs, rescale=rescale), tmp_path / "merged")
+    models, merged = [tensors_of(path) for path in inputs], tensors_of(tmp_path / "merged")
+    for name, how in [("mtp.fc.weight", "median"), ("mtp.norm.weight", "mean")]:
+        assert_is_merge(merged[name], [tensors[name] for tensors in models], name, rescale=how)
+
+
+def fine_tune_loud(folder: Path, start: str) -> None:
+    """Make a model's tensors of a kind five times as large."""
+    tensors = load_file(folder / "model.safetensors")
+    loud = {name: t * 5 if name.startswith(start) else t for name, t in tensors.items()}
+    save_file(loud, folder / "model.safetensors", {"format": "pt"})
+
+
+def _without(start: str) -> object:
+    def drop(tensors: Tensors) -> Tensors:
+        return {name: tensor for name, tensor in tensors.items() if not name.startswith(start)}
+
+    return drop
+
+
+@pytest.fixture
+def uneven(tmp_path: Path) -> list[Path]:
+    """Qwen3-Next models of which the last has no multi-token prediction."""
+    inputs = write_inputs("qwen3_next", tmp_path)
+    return [*inputs[:2], fine_tune(inputs[0], tmp_path / "d", 4, change=_without("mtp."))]
+
+
+def test_what_one_input_lacks_is_merged_from_the_others(uneven: list[Path], tmp_path: Path) -> None:
+    _merge(merge_yaml(uneven), tmp_path / "merged")
+    models, merged = [tensors_of(path) for path in uneven[:2]], tensors_of(tmp_path / "merged")
+    name = "mtp.layers.0.mlp.experts.2.up_proj.weight"
+    assert_is_merge(merged[name], [tensors[name] for tensors in models])
+    (tmp_path / "merge.yml").write_text(merge_yaml(uneven))
+    said = inspect(tmp_path / "merge.yml", quick=True).of_level("warning")
+    assert any("merged from them alone" in text and str(uneven[1]) in text for text in said)
+
+
+def test_what_one_input_has_alone_is_copied(uneven: list[Path], tmp_path: Path) -> None:
+    inputs = [uneven[0], uneven[2]]
+    _merge(merge_yaml(inputs), tmp_path / "merged")
+    name = "mtp.fc.weight"
+    assert torch.equal(tensors_of(tmp_path / "merged")[name], tensors_of(inputs[0])[name])
+
+
+def test_what_the_base_lacks_is_left_out_and_the_config_says_so(
+    uneven: list[Path], tmp_path: Path
+) -> None:
+    inputs = [uneven[2], *uneven[:2]]
+    for folder in inputs:
+        _promise(folder)
+    _merge(merge_yaml(inputs), tmp_path / "merged")
+    assert not [name for name in names_of(tmp_path / "merged") if name.startswith("mtp.")]
+    assert _promised(tmp_path / "merged") == [0]
+    (tmp_path / "merge.yml").write_text(merge_yaml(inputs))
+    seen = inspect(tmp_path / "merge.yml", quick=True)
+    assert not seen.failed
+    assert any("left out, since base_model has none" in text for text in seen.of_level("warning"))
+
+
+def test_shapes_that_differ_are_refused(tmp_path: Path) -> None:
+    inputs = write_inputs("qwen3_next", tmp_path)
+
+    def wider(tensors: Tensors) -> Tensors:
+        return {**tensors, "mtp.fc.weight": torch.zeros(32, 96, dtype=torch.bfloat16)}
+
+    odd = fine_tune(inputs[0], tmp_path / "odd", 5, change=wider)
+    with pytest.raises(Exception, match=r"mtp\.fc\.weight: .* \[32, 96\] in .*odd"):
+        _merge(merge_yaml([inputs[0], odd]), tmp_path / "merged")
+
+
+def test_slices_take_what_mergekit_does_not_know_along(tmp_path: Path) -> None:
+    """Layers 0, 1, 1, 2 of DeepSeek-V3; the layer for prediction comes behind the last."""
+    inputs = write_inputs("deepseek_v3", tmp_path)
+
+    def extra(tensors: Tensors) -> Tensors:
+        return {
+            **tensors,
+            **{f"model.layers.{k}.extra.weight": torch.randn(4, 4) for k in range(3)},
+        }
+
+    models = [fine_tune(p, tmp_path / f"x{k}", k, change=extra) for k, p in enumerate(inputs)]
+    text = f"merge_method: yoyo_fusion\nbase_model: {models[0]}\nslices:\n"
+    for first, last in ((0, 2), (1, 3)):
+        text += "- sources:\n"
+        text += "".join(f"  - {{model: {m}, layer_range: [{first}, {last}]}}\n" for m in models)
+    _merge(text, tmp_path / "merged")
+    merged, inputs_ = tensors_of(tmp_path / "merged"), [tensors_of(path) for path in models]
+    for new, old in enumerate((0, 1, 1, 2)):
+        before = [tensors[f"model.layers.{old}.extra.weight"] for tensors in inputs_]
+        assert_is_merge(merged[f"model.layers.{new}.extra.weight"], before)
+    for part in ("eh_proj.weight", "mlp.experts.3.up_proj.weight"):
+        before = [tensors[f"model.layers.3.{part}"] for tensors in inputs_]
+        assert_is_merge(merged[f"model.layers.4.{part}"], before)
+    assert "model.layers.3.eh_proj.weight" not in merged
+
+
+def test_layers_that_slices_leave_out_are_not_lost(tmp_path: Path) -> None:
+    inputs = write_inputs("ernie4_5_moe", tmp_path)
+    text = f"merge_method: yoyo_fusion\nbase_model: {inputs[0]}\nslices:\n- sources:\n"
+    text += "".join(f"  - {{model: {m}, layer_range: [0, 2]}}\n" for m in inputs)
+    _merge(text, tmp_path / "merged")
+    found = names_of(tmp_path / "merged")
+    assert "model.layers.1.mlp.experts.gate_up_proj" in found
+    assert not [name for name in found if "layers.2." in name]
+
+
+def _merge(text: str, out: Path) -> None:
+    """Run mergekit-yaml's own command in this process."""
+    from mergekit.scripts.run_yaml import main
+
+    out.with_suffix(".yml").write_text(text)
+    main([str(out.with_suffix(".yml")), str(out)], standalone_mode=False)
+
+
+def _linear(inputs: Sequence[Path]) -> str:
+    listed = "".join(f"- model: {path}\n  parameters: {{weight: 1}}\n" for path in inputs)
+    return f"merge_method: linear\nbase_model: {inputs[0]}\nmodels:\n{listed}"
+
+
+def _promise(folder: Path) -> None:
+    import json
+
+    values = config_of(folder) | {"num_nextn_predict_layers": 1}
+    (folder / "config.json").write_text(json.dumps(values))
+
+
+def _promised(folder: Path) -> list[int]:
+    """The blocks for prediction that a config promises, wherever and however it says so."""
+    values = config_of(folder)
+    found = []
+    for section in (values, values.get("text_config", {})):
+        found += [section[key] for key in section if "nextn_predict" in key or "mtp_num" in key]
+    return found or [1]
