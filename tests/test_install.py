@@ -83,6 +83,9 @@ def test_the_wheel_holds_the_hook_beside_the_package_and_no_more(wheel: Path) ->
     assert roots == {"mergekit_yoyo", HOOK, wheel.name.split("-py3")[0] + ".dist-info"}
     modules = {str(path.relative_to(ROOT)) for path in (ROOT / "mergekit_yoyo").rglob("*.py")}
     assert modules <= set(names)
+    templates = {str(path.relative_to(ROOT)) for path in (ROOT / "mergekit_yoyo").rglob("*.jinja")}
+    assert "mergekit_yoyo/finish/card.md.jinja" in templates
+    assert templates <= set(names)
     assert {f"mergekit_yoyo/report/page/page.{kind}" for kind in ("html", "css", "js")} <= set(
         names
     )

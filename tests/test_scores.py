@@ -642,6 +642,33 @@ def test_a_part_of_a_task_is_not_published_as_its_score(tmp_path):
     assert (group.items, group.size, group.limited) == (3272, 3270 + 1319, True)
 
 
+def test_tasks_on_the_same_data_stay_two_results_in_the_metadata(tmp_path):
+    model = tmp_path / "mine"
+    model.mkdir()
+    items = {"gsm8k": [1.0, 0.0, 1.0, 1.0], "gsm8k_cot": [1.0, 0.0, 0.0, 0.0]}
+    data = {"dataset_path": "openai/gsm8k", "dataset_name": "main", "test_split": "test"}
+    shots = {"n-shot": {"gsm8k": 5, "gsm8k_cot": 8}}
+    file = write_result(tmp_path / "s" / "mine", items, configs=dict.fromkeys(items, data), **shots)
+    assert scores(file, "--card", model).exit_code == 0
+    front_matter = yaml.safe_load((model / "README.md").read_text().split("---")[1])
+    (index,) = front_matter["model-index"]
+    assert index["name"] == "mine"
+    assert index["results"] == [
+        {
+            "task": {"type": "text-generation", "name": "Text Generation"},
+            "dataset": {
+                "name": f"{task} ({count}-shot)",
+                "type": "openai/gsm8k",
+                "config": "main",
+                "split": "test",
+                "args": {"num_few_shot": count},
+            },
+            "metrics": [{"type": "acc_norm", "value": value, "name": "acc_norm"}],
+        }
+        for task, count, value in (("gsm8k", 5, 0.75), ("gsm8k_cot", 8, 0.25))
+    ]
+
+
 def test_local_data_is_said_to_have_no_eval_results(tmp_path):
     model = tmp_path / "mine"
     model.mkdir()
