@@ -47,7 +47,7 @@ def explain_invalid(error: "ValidationError", data: Any, fields: Iterable[str] =
         problem = re.sub(r"^Value error, | or instance of \w+$", "", detail["msg"])
         if kind == "extra_forbidden":
             problem = f"no such field. {nearest(str(detail['loc'][-1]), fields)}".rstrip()
-        elif kind != "missing" and place:
+        elif kind != "missing" and place and "; got " not in problem:
             problem += f" (got {reprlib.repr(detail['input'])})"
         problems.append(f"{place}: {problem}" if place else problem)
     return "; ".join(problems)

@@ -180,7 +180,7 @@ def test_an_unknown_recipe_lists_the_nearest(name, nearest):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("base: qx86\nperoid: 2\n", "peroid: no such field; nearest: period"),
+        ("base: qx86\nperoid: 2\n", r"peroid: no such field\. Did you mean period\?"),
         ("bits_low: 7\nbits_high: 8\n", r"bits: expected one of .*; got 7"),
         ("base: q4\ngroup_size: 48\n", "group_size: expected 32, 64 or 128; got 48"),
         ("base: qx86\nprojections: ['(']\n", r"projections: '\(' is not a regular expression"),

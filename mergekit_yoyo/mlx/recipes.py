@@ -18,7 +18,7 @@ from typing import Any, Literal, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from mergekit_yoyo.errors import YoyoError
+from mergekit_yoyo.errors import YoyoError, explain_invalid
 
 AFFINE_WIDTHS = (2, 3, 4, 5, 6, 8)
 AFFINE_GROUP_SIZES = (128, 64, 32)
@@ -167,12 +167,5 @@ def _validated(data: Mapping[str, Any], where: str) -> Recipe:
     try:
         return Recipe.model_validate(data)
     except ValidationError as error:
-        problems = []
-        for detail in error.errors():
-            place = ".".join(str(part) for part in detail["loc"])
-            message = detail["msg"].removeprefix("Value error, ")
-            if detail["type"] == "extra_forbidden":
-                near = difflib.get_close_matches(place, list(Recipe.model_fields), n=3, cutoff=0.4)
-                message = f"no such field; nearest: {', '.join(near or Recipe.model_fields)}"
-            problems.append(f"{place}: {message}" if place else message)
-        raise YoyoError(f"{where}: {'; '.join(problems)}.") from None
+        problems = explain_invalid(error, data, Recipe.model_fields)
+        raise YoyoError(f"{where}: {problems.rstrip('.')}.") from None

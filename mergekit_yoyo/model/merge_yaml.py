@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import yaml
 from pydantic import ValidationError
 
-from mergekit_yoyo.errors import YoyoError
+from mergekit_yoyo.errors import YoyoError, explain_invalid
 
 if TYPE_CHECKING:
     from mergekit.common import ModelReference
@@ -82,13 +82,12 @@ def read_merge_yaml(file: Path) -> MergeYaml:
 
     try:
         text = file.read_text(encoding="utf-8")
-        config = MergeConfiguration.model_validate(yaml.safe_load(text))
+        data = yaml.safe_load(text)
+        config = MergeConfiguration.model_validate(data)
     except (OSError, UnicodeDecodeError) as error:
         raise YoyoError(f"{file}: the merge YAML cannot be read: {error}") from None
     except ValidationError as error:
-        wrong = "; ".join(
-            f"{'.'.join(map(str, detail['loc']))}: {detail['msg']}" for detail in error.errors()
-        )
+        wrong = explain_invalid(error, data)
         raise YoyoError(f"{file}: mergekit would not accept this merge YAML: {wrong}") from None
     except (yaml.YAMLError, RuntimeError) as error:  # RuntimeError: mergekit's own validators
         raise YoyoError(f"{file}: mergekit would not accept this merge YAML: {error}") from None
