@@ -106,7 +106,7 @@ class TerminalProgress:
 
     def say(self, text: str) -> None:
         """A line for the user that stays."""
-        self._console.print(text)
+        self._console.print(text, soft_wrap=True)  # a path that is copied must be one line
 
     def _end_step(self) -> None:
         if self._bars and self._bar is not None:

@@ -15,6 +15,7 @@ with TerminalProgress(log_seconds={seconds}) as progress:
     for _ in range(1_000):
         progress.advance()
     progress.say("note: [red]kept[/red] as it is")
+    progress.say("path/" * 60)
     progress.begin("Writing", 4_900_000_000, "bytes")
     for _ in range(49):
         progress.advance(100_000_000)
@@ -38,7 +39,13 @@ def in_a_log(seconds: float, after: str = "", **environment: str) -> list[str]:
 
 
 def test_a_log_gets_a_line_a_step_where_the_steps_are_short():
-    expected = ["Reading [weights]", "note: [red]kept[/red] as it is", "Writing", "Looking"]
+    expected = [
+        "Reading [weights]",
+        "note: [red]kept[/red] as it is",
+        "path/" * 60,
+        "Writing",
+        "Looking",
+    ]
     assert in_a_log(60) == expected
     # a log whose reader knows colors is no terminal: no bars, no cursor movements
     assert in_a_log(60, FORCE_COLOR="1") == expected
@@ -97,6 +104,7 @@ def test_a_terminal_gets_bars_and_its_cursor_back(after):
     assert "4.9 GB of 4.9 GB" in text
     assert "note: [red]kept[/red] as it is" in text
     assert "100 files" in text or after
+    assert "path/" * 60 in text  # the terminal breaks it, we do not: it can be copied
     assert (
         shown.count(b"\x1b[?25l") == shown.count(b"\x1b[?25h") == 1
     )  # the cursor, hidden and back

@@ -82,4 +82,5 @@ def command(
         out.print(f"{merge}: {'differs from its donor' if plan.differences else 'nothing to do'}")
         raise SystemExit(1 if plan.differences else 0)
     done = "finished" if plan.differences or output else "nothing to do"
-    out.print(f"{target}: {done}. To publish it:\n\n  {upload_command(target)}")
+    # A command must not be broken into lines, which a terminal would not join when it is copied.
+    out.print(f"{target}: {done}. To publish it:\n\n  {upload_command(target)}", soft_wrap=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mergekit_yoyo.errors import YoyoError
+from mergekit_yoyo.install import install_line
 
 if TYPE_CHECKING:
     from mergekit_yoyo.mlx.export import Export, export_model, plan_export, plan_exports
@@ -50,7 +51,7 @@ def __getattr__(name: str) -> Any:
             package = "mlx"
         if package not in ("mlx", "mlx_lm", "psutil"):
             raise
-        install = "pip install '.[mlx]' in mergekit-yoyo's folder brings mlx-lm (mlx[cpu] on Linux)"
+        wrong = f"{package} cannot be imported ({error})"
         if isinstance(error, ModuleNotFoundError):
-            raise YoyoError(f"{error.name} is not installed: {install}.") from None
-        raise YoyoError(f"{package} cannot be imported ({error}): {install}.") from None
+            wrong = f"{error.name} is not installed"
+        raise YoyoError(f"{wrong}: {install_line('mlx')}") from None

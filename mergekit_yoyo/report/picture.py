@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mergekit_yoyo.errors import YoyoError
+from mergekit_yoyo.install import install_line
 from mergekit_yoyo.record.grid import Grid
 from mergekit_yoyo.rejection import REJECTED
 from mergekit_yoyo.report.colors import CROSS, INK, LIGHT, is_dark, shade
@@ -31,9 +32,7 @@ def render_picture(summary: Summary) -> bytes:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise YoyoError(
-            "a PNG needs matplotlib: pip install '.[report]' in mergekit-yoyo's folder."
-        ) from error
+        raise YoyoError(f"a PNG needs matplotlib: {install_line('report')}") from error
     if not summary.problems:
         raise YoyoError(f"{summary.record.path}: nothing to draw: no tensor was merged.")
     grid = summary.weights
