@@ -17,7 +17,7 @@ import click
 import torch
 
 from mergekit_yoyo import fuse
-from mergekit_yoyo.algorithm.input_spaces import WIDE
+from mergekit_yoyo.algorithm.spaces import WIDE
 
 SHAPES = ((576, 576), (1536, 576), (576, 1536), (2048, 2048), (4096, 2048), (1024, 4096))
 PRODUCT = 3072  # size of the square product that sets the rate

@@ -19,10 +19,15 @@ class YoyoError(ValueError):
     """
 
 
+def close_to(name: str, choices: Iterable[str]) -> list[str]:
+    """The choices that are like `name`, at most three, the most like first."""
+    return difflib.get_close_matches(name, list(choices), n=3, cutoff=0.5)
+
+
 def nearest(name: str, choices: Iterable[str]) -> str:
     """The choices most like `name` as a sentence; a few choices in full where none is like it."""
     choices = list(dict.fromkeys(choices))
-    close = difflib.get_close_matches(name, choices, n=3, cutoff=0.5)
+    close = close_to(name, choices)
     if close or len(choices) == 1:
         return f"Did you mean {', '.join(close or choices)}?"
     return f"Known are {', '.join(choices)}." if 0 < len(choices) <= _LISTED else ""

@@ -38,6 +38,7 @@ ALLOWED = {
         "transformers",
     },
     "inspection": {
+        "algorithm",
         "inspection",
         "finish",
         "model",

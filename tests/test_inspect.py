@@ -124,6 +124,14 @@ CASES = {
     "dtype": Case(
         recipe(ABC, "dtype: bf16\n"), "error", ("dtype: ", "bf16", "Did you mean bfloat16"), True
     ),
+    "option without effect": Case(
+        recipe(ABC, ridge=0.2, max_scale=5), "warning", ("ridge has no effect", "consensus: tukey")
+    ),
+    "option without effect in some tensors": Case(
+        recipe(ABC, consensus=[{"filter": "mlp", "value": "recall"}, {"value": "tukey"}], ridge=1),
+        "warning",
+        ("ridge has no effect with consensus: tukey", "tensors)"),
+    ),
     # the way to the models
     "no such folder": fault("d", "error", "there is no such folder", fails=True),
     "adapter": Case(

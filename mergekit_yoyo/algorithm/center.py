@@ -12,10 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mergekit_yoyo.algorithm.robust import Array
+from mergekit_yoyo.algorithm.tolerances import (
+    MEDIAN_ITERATIONS,
+    MEDIAN_STEP,
+    NEWTON_RIDGE,
+    SAME_POINT,
+)
 
-ROUND_OFF = 1e-7  # two points closer than this times the spread are one: float64 Grams resolve 1e-8
-STEP_TOLERANCE = 1e-12  # relative to the spread of the points
-MAX_ITERATIONS = 1000  # Newton needs about 5; only pathological inputs come near
 NEWTON_SIZES = 0.25 ** np.arange(8)  # near two pairs of points the whole step overshoots
 
 
@@ -59,14 +62,14 @@ def geometric_median(points: Array) -> GeometricMedian:
 
     active = np.flatnonzero(~(on_line | hit))
     y = points.mean(1)
-    for iteration in range(1, MAX_ITERATIONS + 1):
+    for iteration in range(1, MEDIAN_ITERATIONS + 1):
         if not len(active):
             break
         step_from = y[active]
         y[active], weights[active] = _descend(points[active], step_from, spread[active])
         iterations[active] = iteration
         moved = np.linalg.norm(y[active] - step_from, axis=1)
-        done = moved <= STEP_TOLERANCE * spread[active]
+        done = moved <= MEDIAN_STEP * spread[active]
         status[active[done]] = "converged"
         active = active[~done]
     return GeometricMedian(weights, iterations, status)
@@ -75,7 +78,7 @@ def geometric_median(points: Array) -> GeometricMedian:
 def _on_one_line(points: Array, spread: Array) -> NDArray[np.bool_]:
     singular = np.linalg.svd(points - points.mean(1, keepdims=True), compute_uv=False)
     second = singular[:, 1] if singular.shape[1] > 1 else np.zeros(len(points))
-    return np.asarray(second <= ROUND_OFF * np.maximum(spread, np.finfo(float).tiny))
+    return np.asarray(second <= SAME_POINT * np.maximum(spread, np.finfo(float).tiny))
 
 
 def _median_on_line(points: Array) -> Array:
@@ -94,7 +97,7 @@ def _optimal_data_point(points: Array, spread: Array) -> NDArray[np.bool_]:
     """[B, K]: the points at which the pull of all others is no more than their multiplicity."""
     difference = points[:, None, :, :] - points[:, :, None, :]
     distance = np.linalg.norm(difference, axis=3)
-    same = distance <= ROUND_OFF * spread[:, None, None]
+    same = distance <= SAME_POINT * spread[:, None, None]
     unit = np.where(same[..., None], 0.0, difference / np.where(same, 1.0, distance)[..., None])
     pull = np.linalg.norm(unit.sum(2), axis=2)
     return np.asarray(pull <= same.sum(2))
@@ -104,7 +107,7 @@ def _descend(points: Array, y: Array, spread: Array) -> tuple[Array, Array]:
     """One step from y, the best of Newton's (whole or damped) and Weiszfeld's; weights 1/d at y."""
     difference = points - y[:, None]
     distance = np.linalg.norm(difference, axis=2)
-    near = distance <= STEP_TOLERANCE * spread[:, None]
+    near = distance <= MEDIAN_STEP * spread[:, None]
     inverse = np.where(near, 0.0, 1.0 / np.where(near, 1.0, distance))
     pull = (inverse[..., None] * difference).sum(1)
     pull_norm = np.linalg.norm(pull, axis=1)
@@ -114,14 +117,14 @@ def _descend(points: Array, y: Array, spread: Array) -> tuple[Array, Array]:
 
     unit = inverse[..., None] * difference
     # the ridge keeps points that are nearly on a line solvable
-    hessian = inverse.sum(1)[:, None, None] * ((1.0 + 1e-15) * np.eye(points.shape[2]))
+    hessian = inverse.sum(1)[:, None, None] * ((1.0 + NEWTON_RIDGE) * np.eye(points.shape[2]))
     hessian = hessian - np.einsum("bk,bki,bkj->bij", inverse, unit, unit)
     newton = (1.0 - stay)[:, None] * np.linalg.solve(hessian, pull[..., None])[..., 0]
 
     steps = np.stack([*(y + size * newton for size in NEWTON_SIZES), weiszfeld])
     cost = np.linalg.norm(points - steps[:, :, None], axis=3).sum(2)
     # the first that is best but for round-off, which must not choose a short step
-    chosen = (cost <= cost.min(0) * (1.0 + 1e-15)).argmax(0)
+    chosen = (cost <= cost.min(0) * (1.0 + NEWTON_RIDGE)).argmax(0)
     return steps[chosen, np.arange(len(y))], inverse / inverse.sum(1, keepdims=True)
 
 

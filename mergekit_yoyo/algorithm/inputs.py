@@ -2,15 +2,12 @@
 
 from collections.abc import Sequence
 from functools import reduce
-from math import prod
 
 import torch
 from torch import Tensor
 
-from mergekit_yoyo.algorithm.options import Kind
 from mergekit_yoyo.errors import YoyoError
 
-MAX_INPUTS = 2**16  # of a linear layer: 34 GB for one matrix of recall
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -46,20 +43,6 @@ def check_anchor(anchor: int | None, center: str, count: int, name: str) -> None
         )
     if anchor is not None and (type(anchor) is not int or not 0 <= anchor < count):
         raise YoyoError(f"anchor: expected an index from 0 to {count - 1}; got {anchor!r}.")
-
-
-def check_kind(kind: Kind, shape: Sequence[int], name: str) -> None:
-    """Raises YoyoError unless recall can take a tensor, or an expert, of this shape for that."""
-    fits = {"linear": len(shape) > 1, "transposed": len(shape) == 2}
-    if not fits.get(kind, True):
-        raise YoyoError(f"{name}: kind: {kind} expects a matrix; got shape {list(shape)}.")
-    inputs = prod(shape[1:]) if kind in ("linear", "auto") else 0
-    if inputs > MAX_INPUTS:
-        raise YoyoError(
-            f"{name}: shape {list(shape)} would be one linear layer of {inputs:,} inputs, and "
-            "recall needs a matrix of inputs x inputs. Set experts: separate for packed experts, "
-            "kind: embedding for a table."
-        )
 
 
 def not_finite(tensors: Sequence[Tensor], name: str, labels: Sequence[str]) -> YoyoError:

@@ -1,102 +1,164 @@
-"""The options of the method: defaults, ranges, and the sentence that refuses a wrong value."""
+"""The options of the method, each declared once: name, default, range, what it means.
+
+From this declaration follow the arguments of `fuse`, mergekit's parameters and their checks, the
+record's `parameters` and the table in docs/merging.md. A new option is one field of `Options`, and
+its use in the consensus that heeds it (`consensuses`).
+"""
 
 import math
-from dataclasses import dataclass
-from difflib import get_close_matches
-from typing import Literal, get_args
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mergekit_yoyo.errors import YoyoError
+from mergekit_yoyo.algorithm.tolerances import LEAST_RIDGE
+from mergekit_yoyo.errors import YoyoError, close_to, nearest
 
-Consensus = Literal["tukey", "recall"]
+ConsensusName = Literal["tukey", "recall"]
 Center = Literal["geometric_median", "coordinate_median", "anchor"]
 Rescale = Literal["mean", "median"]
 MadMedian = Literal["standard", "lower"]
 Experts = Literal["auto", "packed", "separate"]
-Kind = Literal["auto", "linear", "transposed", "embedding", "vector"]
+TensorKind = Literal["auto", "linear", "transposed", "embedding", "vector"]
 Strength = float | Literal["auto"]
 
-TUKEY_C = 4.685  # Tukey's constant: 95 % efficiency on Gaussian data
-MAX_SCALE = 10.0  # lambda_max of step 6
-EPS = 1e-8
-RIDGE = 0.1  # rho of recall
 
-CHOICES: dict[str, tuple[str, ...]] = {
-    "consensus": get_args(Consensus),
-    "center": get_args(Center),
-    "rescale": get_args(Rescale),
-    "mad_median": get_args(MadMedian),
-    "experts": get_args(Experts),
-    "kind": get_args(Kind),
-}
-# smallest value allowed, and whether it is allowed itself
-LOWEST: dict[str, tuple[float, bool]] = {
-    "tukey_c": (0.0, False),
-    "max_scale": (1.0, True),
-    "eps": (0.0, False),
-    "ridge": (1e-6, True),  # far below, the factorization of recall fails without a word
-    "recall_strength": (0.0, False),
-}
+@dataclass(frozen=True)
+class Choice:
+    """One of several words."""
+
+    words: tuple[str, ...]
+
+    def checked(self, name: str, value: object) -> str:
+        """The value, if it is one of the words. Raises YoyoError, listing them, if not."""
+        if isinstance(value, str) and value in self.words:
+            return value
+        close = close_to(str(value), self.words)
+        hint = f" Did you mean {close[0]}?" if close else ""
+        raise YoyoError(f"{name}: expected one of {', '.join(self.words)}; got {value!r}.{hint}")
 
 
+@dataclass(frozen=True)
+class Number:
+    """A finite number of at least `lowest`, or above it; or the word `auto`, if that is allowed."""
+
+    lowest: float
+    above: bool
+    auto: bool
+
+    def checked(self, name: str, value: object) -> float | str:
+        """The value as a float. Raises YoyoError if it is none, or out of range."""
+        if self.auto and value == "auto":
+            return "auto"
+        try:
+            number = float(value)  # type: ignore[arg-type]
+        except (TypeError, ValueError):
+            number = math.nan
+        inside = number > self.lowest or (number == self.lowest and not self.above)
+        if isinstance(value, bool) or not (math.isfinite(number) and inside):
+            bound = f"{'above' if self.above else 'of at least'} {self.lowest:g}"
+            raise YoyoError(f"{name}: expected a number {bound}; got {value!r}.")
+        return number
+
+
+Range = Choice | Number
+
+
+def _choice(default: str, words: Any, meaning: str) -> Any:
+    metadata = {"range": Choice(get_args(words)), "meaning": meaning}
+    return field(default=default, metadata=metadata)
+
+
+def _number(
+    default: float | str,
+    meaning: str,
+    *,
+    above: float | None = None,
+    least: float | None = None,
+) -> Any:
+    lowest = least if above is None else above
+    allowed = Number(lowest or 0.0, above=above is not None, auto=default == "auto")
+    return field(default=default, metadata={"range": allowed, "meaning": meaning})
+
+
+# ruff: noqa: RUF009  # fields of a dataclass, declared by functions that give fields
 @dataclass(frozen=True, kw_only=True)
-class Settings:
-    """The options of `fuse` that say how to merge, checked when made.
+class Options:
+    """How to merge. Checked when made: raises YoyoError for a value out of range."""
 
-    Raises YoyoError for a value out of range.
-    """
-
-    consensus: Consensus
-    center: Center
-    anchor: int | None
-    rescale: Rescale
-    mad_median: MadMedian
-    tukey_c: float
-    max_scale: float
-    eps: float
-    ridge: float
-    recall_strength: Strength
-    kind: Kind
+    consensus: ConsensusName = _choice(
+        "tukey",
+        ConsensusName,
+        "tukey, the published method, or recall, which keeps what each model learned",
+    )
+    center: Center = _choice(
+        "geometric_median",
+        Center,
+        "robust center: geometric_median, coordinate_median, or anchor (base_model is the center)",
+    )
+    rescale: Rescale = _choice(
+        "mean", Rescale, "how RMS and norm are restored: mean, or median over the inputs"
+    )
+    tukey_c: float = _number(
+        4.685,  # 95 % efficiency on Gaussian data
+        "Tukey's constant: a residual beyond c scales is rejected",
+        above=0.0,
+    )
+    max_scale: float = _number(10.0, "upper bound of the energy scale lambda", least=1.0)
+    mad_median: MadMedian = _choice(
+        "standard", MadMedian, "median in the two MADs; lower is that of the authors' script"
+    )
+    eps: float = _number(1e-8, "epsilon of the formulas", above=0.0)
+    ridge: float = _number(
+        0.1, "rho of recall: share of the energy that is spread over all inputs", least=LEAST_RIDGE
+    )
+    recall_strength: Strength = _number(
+        "auto",
+        "beta of recall: how much of the recalled differences is added to the center, or auto",
+        above=0.0,
+    )
+    experts: Experts = _choice(
+        "auto",
+        Experts,
+        "packed experts: auto (as the family's checkpoints store them), packed or separate",
+    )
 
     def __post_init__(self) -> None:
-        for option in ("consensus", "center", "rescale", "mad_median", "kind"):
-            check_choice(option, getattr(self, option))
-        for option in ("tukey_c", "max_scale", "eps", "ridge"):
-            check_number(option, getattr(self, option))
-        check_strength(self.recall_strength)
+        for option in declared():
+            object.__setattr__(self, option.name, option.checked(getattr(self, option.name)))
 
     def average(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
         """Mean or median over the inputs (axis 1), for steps 8 and 9."""
         return np.asarray(np.mean(values, 1) if self.rescale == "mean" else np.median(values, 1))
 
 
-def check_choice(option: str, value: object) -> str:
-    """The value, if it is one of the option's choices. Raises YoyoError, listing them, if not."""
-    choices = CHOICES[option]
-    if isinstance(value, str) and value in choices:
-        return value
-    nearest = get_close_matches(str(value), choices, n=1)
-    hint = f" Did you mean {nearest[0]}?" if nearest else ""
-    raise YoyoError(f"{option}: expected one of {', '.join(choices)}; got {value!r}.{hint}")
+@dataclass(frozen=True)
+class Declared:
+    """One option as it is declared."""
+
+    name: str
+    default: str | float
+    range: Range
+    meaning: str
+
+    def checked(self, value: object) -> str | float:
+        """The value, as the option has it. Raises YoyoError if it is out of range."""
+        return self.range.checked(self.name, value)
 
 
-def check_number(option: str, value: object) -> float:
-    """The value as a float, if it is finite and in range. Raises YoyoError if not."""
-    lowest, allowed = LOWEST[option]
-    try:
-        number = float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        number = math.nan
-    if isinstance(value, bool) or not (
-        math.isfinite(number) and (number > lowest or (allowed and number == lowest))
-    ):
-        bound = f"of at least {lowest:g}" if allowed else f"above {lowest:g}"
-        raise YoyoError(f"{option}: expected a number {bound}; got {value!r}.")
-    return number
+def declared() -> Iterator[Declared]:
+    """All options, in order."""
+    for option in fields(Options):
+        default = cast("str | float", option.default)
+        yield Declared(option.name, default, option.metadata["range"], option.metadata["meaning"])
 
 
-def check_strength(value: object) -> Strength:
-    """The value of recall_strength, `auto` or a number. Raises YoyoError if it is neither."""
-    return "auto" if value == "auto" else check_number("recall_strength", value)
+def options_of(values: Mapping[str, Any]) -> Options:
+    """Options by their names. Raises YoyoError for a name that there is not, with the nearest."""
+    names = [option.name for option in declared()]
+    for name in values:
+        if name not in names:
+            raise YoyoError(f"fuse has no option {name}. {nearest(name, names)}")
+    return Options(**values)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from mergekit_yoyo.algorithm.options import Experts, check_choice
+from mergekit_yoyo.algorithm.options import Experts
 from mergekit_yoyo.errors import YoyoError
 
 
@@ -33,7 +33,7 @@ def packing_for(experts: Experts, name: str) -> Packing:
 
     `auto` is `packed` here, since a bare tensor has no model type to ask.
     """
-    if check_choice("experts", experts) == "separate":
+    if experts == "separate":
         return Packing(stacked=True, pieces=2 if "gate_up_proj" in name else 1)
     return WHOLE
 

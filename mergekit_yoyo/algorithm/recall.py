@@ -1,6 +1,6 @@
 """Recall, the other consensus: each residual counts where in input space its model moved.
 
-1. m: a center that broken inputs cannot move; omega_k: how far each input is trusted (`trust`).
+1. m: a center that broken inputs cannot move; omega_k: how far each input is trusted.
    R_k = x_k - m, in the inputs' own scale; with `rescale: median` every input gets the median RMS
    first, so that one of wrong scale cannot set the scale of m.
 2. A_k = R_k^T R_k / ||R_k||^2 + (rho / in) I: the energy of each model in the space of the layer's
@@ -14,55 +14,230 @@ model, and RegMean (arXiv 2212.09849). Residuals from a robust center need no ba
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from mergekit_yoyo.algorithm.input_spaces import Weighing, merge_in_input_spaces
-from mergekit_yoyo.algorithm.options import Settings
+from mergekit_yoyo.algorithm.options import Options, TensorKind
 from mergekit_yoyo.algorithm.result import Details
+from mergekit_yoyo.algorithm.robust import Array, mad_scale, tukey_weights
+from mergekit_yoyo.algorithm.spaces import Energies, Space, Weighing, spaces_of
 from mergekit_yoyo.algorithm.span import Span
-from mergekit_yoyo.algorithm.trust import closed_form_strength, trusted_center
+from mergekit_yoyo.algorithm.tolerances import (
+    STRENGTH_BOUND,
+    STRENGTH_DENOMINATOR,
+    TRUST_ROUNDS,
+    TRUST_STEP,
+)
+from mergekit_yoyo.errors import YoyoError
+from mergekit_yoyo.rejection import REJECTED
+
+MAX_INPUTS = 2**16  # of a linear layer: 34 GB for one matrix
 
 
-def fuse_by_recall(
-    tensors: Sequence[Tensor], span: Span, settings: Settings, out: Tensor | None
-) -> Details:
-    """Steps 1 to 4 for B problems [B, ...], written to `out` unless it is None.
+class Recall:
+    """`consensus: recall`."""
 
-    span: of the tensors, around any robust center, or around the anchor.
+    options = ("tukey_c", "ridge", "recall_strength")
+
+    def check(self, kind: TensorKind, shape: Sequence[int], name: str) -> None:
+        """Raises YoyoError unless a tensor, or an expert, of this shape can be one of that kind."""
+        fits = {"linear": len(shape) > 1, "transposed": len(shape) == 2}
+        if not fits.get(kind, True):
+            raise YoyoError(f"{name}: kind: {kind} expects a matrix; got shape {list(shape)}.")
+        inputs = prod(shape[1:]) if kind in ("linear", "auto") else 0
+        if inputs > MAX_INPUTS:
+            raise YoyoError(
+                f"{name}: shape {list(shape)} would be one linear layer of {inputs:,} inputs, and "
+                "recall needs a matrix of inputs x inputs. Set experts: separate for packed "
+                "experts, kind: embedding for a table."
+            )
+
+    def merge(
+        self,
+        tensors: Sequence[Tensor],
+        span: Span,
+        options: Options,
+        anchor: int | None,
+        kind: TensorKind,
+        out: Tensor | None,
+    ) -> Details:
+        """Steps 1 to 4 for B problems [B, ...], written to `out` unless it is None."""
+        # step 1: trust on the scale of u_k, center and residuals on that of x_k, or on one for all
+        trust = trusted_center(
+            span.residual_gram, span.noise, anchor, tukey_c=options.tukey_c, eps=options.eps
+        )
+        scale = np.ones_like(span.rms)
+        if options.rescale == "median":
+            scale = np.median(span.rms, axis=1, keepdims=True) / span.rms
+        residual_squares = span.own_residual_squares(scale, trust.center)
+        counted = np.where(residual_squares > 0, trust.weights, 0.0)
+
+        strength = closed_form_strength(counted, anchored=anchor is not None)
+        if options.recall_strength != "auto":
+            strength = np.where(strength > 0, options.recall_strength, 0.0)
+
+        # steps 2 to 4, as many problems at once as memory allows
+        weighing = Weighing(scale, trust.center, counted, residual_squares, strength, options.ridge)
+        found = [_merge_in(space, part) for space, part in spaces_of(tensors, weighing, kind, out)]
+        return Details(
+            weights=trust.weights,
+            center_weights=trust.center,
+            residual_gram=trust.residual_gram,
+            residual_norms=np.sqrt(np.diagonal(trust.residual_gram, axis1=1, axis2=2).clip(0.0)),
+            rms=span.rms,
+            norms=span.norms,
+            iterations=trust.iterations,
+            center_status=trust.status,
+            strength=strength,
+            recalled=torch.cat([recalled for recalled, _ in found]),
+            condition_number=torch.cat([condition for _, condition in found]),
+        )
+
+    def identical(self, details: Details) -> NDArray[np.bool_]:
+        """[P], the problems in which no input has anything of its own, and none was rejected."""
+        weights = details.weights.reshape(-1, details.weights.shape[-1])
+        recalled = _on_host(details.recalled).reshape(weights.shape)
+        return np.asarray(np.isnan(recalled).all(1) & ~(weights < REJECTED).any(1))
+
+    def alone(self, details: Details, anchored: bool) -> NDArray[np.bool_]:
+        """[P], the problems with less than three inputs that differ, and no anchor to tell them
+        apart by: nothing could be recalled."""
+        nothing = np.atleast_1d(np.asarray(details.strength) == 0)
+        return nothing & ~self.identical(details) & (not anchored)
+
+
+def _merge_in(space: Space, out: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Steps 2 to 4 for the problems of a space, a block of rows at a time.
+
+    Gives float64 tensors on the device, which need not be waited for: [B, K], how much of its own
+    residual each input has back, <y - m, R_k>_A_k / <R_k, R_k>_A_k, NaN where it has none; [B], an
+    upper bound on the condition number of sum_k omega_k A_k.
     """
-    # step 1: trust on the scale of u_k, center and residuals on that of x_k, or on one for all
-    trust = trusted_center(
-        span.residual_gram, span.noise, settings.anchor, tukey_c=settings.tukey_c, eps=settings.eps
-    )
-    scale = np.ones_like(span.rms)
-    if settings.rescale == "median":
-        scale = np.median(span.rms, axis=1, keepdims=True) / span.rms
-    residual_squares = span.own_residual_squares(scale, trust.center)
-    counted = np.where(residual_squares > 0, trust.weights, 0.0)
+    # step 2
+    energies: Energies = space.energies()
+    kept, own = space.per_input(), space.per_input()
+    for block in space.blocks():
+        center, residuals = space.residuals(block)
 
-    strength = closed_form_strength(counted, anchored=settings.anchor is not None)
-    if settings.recall_strength != "auto":
-        strength = np.where(strength > 0, settings.recall_strength, 0.0)
+        # step 3
+        weighted, total = energies.of(residuals)  # omega_k R_k A_k, and the sum of omega_k A_k
+        recalled = energies.divide(_sum(weighted, like=center), total)
 
-    # steps 2 to 4
-    recalled, condition_number = merge_in_input_spaces(
-        tensors,
-        Weighing(scale, trust.center, counted, residual_squares, strength, settings.ridge),
-        settings.kind,
-        out,
+        # step 4
+        move = recalled.mul_(space.strength)
+        for k, part in weighted.items():
+            kept[k] += _dot(move, part)
+            own[k] += _dot(residuals[k], part)
+        if out is not None:
+            out[:, block].copy_(center.add_(move))
+    return (kept / own).T, energies.condition()
+
+
+@dataclass(frozen=True)
+class Trust:
+    """Whom to trust, and the center that follows.
+
+    weights: [B, K] in [0, 1], omega; 0 for the rejected, and for an anchor, which is no input here.
+    center: [B, K], m = sum_k center_k u_k. residual_gram: [B, K, K] around that center.
+    iterations: [B], rounds until the weights were still; status: [B], "converged" or
+    "not_converged", and "direct" with an anchor.
+    """
+
+    weights: Array
+    center: Array
+    residual_gram: Array
+    iterations: NDArray[np.int64]
+    status: NDArray[np.str_]
+
+
+def trusted_center(
+    residual_gram: Array, noise: Array, anchor: int | None, *, tukey_c: float, eps: float
+) -> Trust:
+    """Step 1: reweight the center until the weights are still.
+
+    residual_gram: [B, K, K], R R^T around a first robust center, or around the anchor, which stays
+    the center. noise: [B], the length at which round-off begins: shorter residuals count as zero.
+    If tukey_c is so small that nobody is trusted, the center is the mean of all.
+    """
+    problems, count, _ = residual_gram.shape
+    if anchor is not None:
+        weights = np.zeros((problems, count))
+        inputs = [k for k in range(count) if k != anchor]
+        of_inputs = residual_gram[:, inputs][:, :, inputs]
+        weights[:, inputs] = _weights(of_inputs, noise, tukey_c, eps)
+        return Trust(
+            weights=weights,
+            center=np.broadcast_to(np.eye(count)[anchor], weights.shape),
+            residual_gram=residual_gram,
+            iterations=np.zeros(problems, dtype=np.int64),
+            status=np.full(problems, "direct"),
+        )
+    center = np.zeros((problems, count))  # m = first center + sum_k center_k R_k
+    weights = np.zeros((problems, count))
+    iterations = np.zeros(problems, dtype=np.int64)
+    moving = np.ones(problems, dtype=bool)
+    while moving.any() and iterations.max() < TRUST_ROUNDS:
+        new = _weights(_around(center, residual_gram), noise, tukey_c, eps)
+        new[~moving] = weights[~moving]
+        iterations += moving
+        moving &= np.abs(new - weights).max(1) > TRUST_STEP
+        weights = new
+        total = weights.sum(1, keepdims=True)
+        center = np.where(total > 0, weights, 1.0) / np.where(total > 0, total, count)
+    return Trust(
+        weights=weights,
+        center=center,
+        residual_gram=_around(center, residual_gram),
+        iterations=iterations,
+        status=np.where(moving, "not_converged", "converged"),
     )
-    return Details(
-        weights=trust.weights,
-        center_weights=trust.center,
-        residual_gram=trust.residual_gram,
-        residual_norms=np.sqrt(np.diagonal(trust.residual_gram, axis1=1, axis2=2).clip(0.0)),
-        rms=span.rms,
-        norms=span.norms,
-        iterations=trust.iterations,
-        center_status=trust.status,
-        strength=strength,
-        recalled=recalled,
-        condition_number=condition_number,
-    )
+
+
+def closed_form_strength(weights: Array, *, anchored: bool) -> Array:
+    """[B] beta of step 4: 1 with an anchor, else (K - 1) / (K - 2), K the effective number.
+
+    weights: [B, K] of the inputs that are not rejected and differ from the center. Of two inputs
+    nothing can be recalled (R_1 and R_2 are opposite): 0.
+    """
+    kept = (weights > 0).sum(1)
+    if anchored:
+        return np.where(kept > 0, 1.0, 0.0)
+    effective = weights.sum(1) ** 2 / np.maximum((weights**2).sum(1), np.finfo(float).tiny)
+    closed = (effective - 1) / np.maximum(effective - 2, STRENGTH_DENOMINATOR)
+    return np.where(kept > 2, np.minimum(closed, STRENGTH_BOUND), 0.0)
+
+
+def _weights(gram: Array, noise: Array, tukey_c: float, eps: float) -> Array:
+    """[B, K], omega_k from the Gram matrix of the residuals."""
+    distances = np.sqrt(np.maximum(np.diagonal(gram, axis1=1, axis2=2), 0.0))
+    distances = np.where(distances > noise[:, None], distances, 0.0)
+    weights = tukey_weights(distances, mad_scale(distances, 1, "standard")[:, None], tukey_c, eps)
+    return np.where(weights < REJECTED, 0.0, weights)
+
+
+def _around(center: Array, residual_gram: Array) -> Array:
+    """[B, K, K] Gram matrix of R_k - sum_j center_j R_j."""
+    shift = np.eye(residual_gram.shape[1]) - center[:, None, :]
+    gram = shift @ residual_gram @ shift.transpose(0, 2, 1)
+    return np.asarray((gram + gram.transpose(0, 2, 1)) / 2)
+
+
+def _sum(parts: dict[int, Tensor], like: Tensor) -> Tensor:
+    total = torch.zeros_like(like)
+    for part in parts.values():
+        total.add_(part)
+    return total
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    """[B], inner products of the problems."""
+    return torch.bmm(a.reshape(len(a), 1, -1), b.reshape(len(b), -1, 1))[:, 0, 0]
+
+
+def _on_host(values: Tensor | None) -> Array:
+    return np.empty(0) if values is None else values.cpu().numpy()

@@ -4,11 +4,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mergekit_yoyo.algorithm.options import MadMedian
+from mergekit_yoyo.algorithm.tolerances import SCALE_FLOOR
 
 Array = NDArray[np.float64]
 
 MAD_TO_SIGMA = 1.4826  # the MAD of a Gaussian times this is its standard deviation
-SCALE_FLOOR = 1e-12  # a scale of zero would reject every input that is not exactly at zero
 
 
 def median(values: Array, axis: int, kind: MadMedian = "standard") -> Array:

@@ -18,10 +18,7 @@ from mergekit_yoyo.algorithm.center import geometric_median
 from mergekit_yoyo.algorithm.options import Center
 from mergekit_yoyo.algorithm.robust import Array
 from mergekit_yoyo.algorithm.streaming import input_gram, median_gram, squared_norms
-
-ROUND_OFF = 1e-7  # singular values of a float64 Gram below this times the largest norm are noise
-SQUARE_ROUND_OFF = 1e-15  # of a squared norm, relative to the squares of what was added up
-MAX_PIVOT_RATIO = 2.0  # a pivot this much longer than the shortest input is replaced
+from mergekit_yoyo.algorithm.tolerances import PIVOT_RATIO, ROUND_OFF, SQUARE_ROUND_OFF
 
 
 @dataclass(frozen=True)
@@ -85,62 +82,51 @@ def span_of(
     return _of_inputs(tensors, anchor, eps)
 
 
-def _of_inputs(
-    tensors: Sequence[Tensor], anchor: int | None, eps: float, pivot: int | None = None
-) -> Span | None:
-    count, first_try = len(tensors), pivot is None
-    if first_try and any(x.dtype == torch.float64 for x in tensors):
-        pivot = 0
-    gram = input_gram(tensors, pivot).cpu().numpy()
-    if not np.isfinite(gram).all():
+def _of_inputs(tensors: Sequence[Tensor], anchor: int | None, eps: float) -> Span | None:
+    basis = _basis_of(tensors)
+    if basis is None:
         return None
-    inputs = np.eye(count)
-    if pivot is not None:
-        inputs[:, pivot] = 1.0  # x_k = x_p + (x_k - x_p)
+    # step 1: r_k, and u_k = unit_scale_k x_k; an input lost in the round-off of the pivot counts
+    # as zero, not scaled up to unit size
+    norms, rms, unit_scale = _scales(np.where(basis.lost, 0.0, basis.squares), tensors[0], eps)
+    unit_scale = np.where(basis.lost, 0.0, unit_scale)
+    units = unit_scale[:, :, None] * basis.inputs
 
-    # step 1
-    squares = np.diagonal(inputs @ gram @ inputs.T, axis1=1, axis2=2)
-    noise = _square_noise(np.broadcast_to(inputs, gram.shape), gram)
-    if first_try and pivot is not None:
-        better = _better_pivot(np.sqrt(np.maximum(squares, noise)), pivot)
-        if better != pivot:
-            return _of_inputs(tensors, anchor, eps, better)
-    lost = squares <= noise
-    norms, rms, unit_scale = _scales(np.where(lost, 0.0, squares), tensors[0], eps)
-    # an input lost in the round-off of the pivot counts as zero, not scaled up to unit size
-    unit_scale = np.where(lost, 0.0, unit_scale)
-    units = unit_scale[:, :, None] * inputs
-
-    # the largest squared norm that entered the differences of the u_k sets the round-off
-    entered = units if pivot is None else units - units[:, pivot : pivot + 1]
-    largest = (entered**2 * _diagonal(gram)[:, None]).max((1, 2))
-
-    # step 2
-    iterations = np.zeros(len(gram), dtype=np.int64)
-    status = np.full(len(gram), "direct")
-    if anchor is not None:
-        weights = np.broadcast_to(np.eye(count)[anchor], (len(gram), count))
-    else:
-        spread = _inner(units - units.mean(1, keepdims=True), gram)
-        eigenvalues, vectors = np.linalg.eigh(spread)
-        points = vectors * np.sqrt(np.maximum(eigenvalues, 0.0))[:, None, :]
-        found = geometric_median(points)
-        weights, iterations, status = found.weights, found.iterations, found.status
+    # step 2: m = sum_k weights_k u_k
+    weights, iterations, status = _center_of(units, basis.gram, anchor)
     center = np.einsum("bk,bkm->bm", weights, units)
 
+    # step 3: R_k = u_k - m
+    residuals = units - center[:, None]
+
     return Span(
-        gram=gram,
+        gram=basis.gram,
         center=center,
-        residuals=units - center[:, None],  # step 3
+        residuals=residuals,
         rms=rms,
         norms=norms,
         unit_scale=unit_scale,
         center_weights=weights,
-        noise=ROUND_OFF * np.sqrt(largest),
+        noise=ROUND_OFF * _largest_entered(units, basis),
         around_median=False,
         iterations=iterations,
         status=status,
     )
+
+
+def _center_of(
+    units: Array, gram: Array, anchor: int | None
+) -> tuple[Array, NDArray[np.int64], NDArray[np.str_]]:
+    """Step 2: weights [B, K] of the anchor or the geometric median, and how it was found."""
+    problems, count, _ = units.shape
+    if anchor is not None:
+        weights = np.broadcast_to(np.eye(count)[anchor], (problems, count))
+        return weights, np.zeros(problems, dtype=np.int64), np.full(problems, "direct")
+    spread = _inner(units - units.mean(1, keepdims=True), gram)
+    eigenvalues, vectors = np.linalg.eigh(spread)
+    points = vectors * np.sqrt(np.maximum(eigenvalues, 0.0))[:, None, :]
+    found = geometric_median(points)
+    return found.weights, found.iterations, found.status
 
 
 def _around_median(tensors: Sequence[Tensor], eps: float) -> Span | None:
@@ -172,6 +158,46 @@ def _around_median(tensors: Sequence[Tensor], eps: float) -> Span | None:
     )
 
 
+def _scales(squares: Array, first: Tensor, eps: float) -> tuple[Array, Array, Array]:
+    """Step 1: ||x_k||, r_k = sqrt(mean(x_k^2) + eps) and the factor 1 / (r_k + eps)."""
+    squares = np.maximum(squares, 0.0)
+    rms = np.sqrt(squares / prod(first.shape[1:]) + eps)
+    return np.sqrt(squares), rms, 1.0 / (rms + eps)
+
+
+@dataclass(frozen=True)
+class _Basis:
+    """gram: [B, K, K]. inputs: [K, K], their coefficients. squares: [B, K], ||x_k||^2. lost: which
+    of them are round-off. pivot: p, where the basis is x_p and the x_k - x_p."""
+
+    gram: Array
+    inputs: Array
+    squares: Array
+    lost: NDArray[np.bool_]
+    pivot: int | None
+
+
+def _basis_of(tensors: Sequence[Tensor]) -> _Basis | None:
+    """The inputs as their own basis; for float64 ones a pivot and the differences from it, since
+    distances cancel in a Gram matrix of the inputs. None if a value is not finite."""
+    pivot = 0 if any(x.dtype == torch.float64 for x in tensors) else None
+    while True:
+        gram = input_gram(tensors, pivot).cpu().numpy()
+        if not np.isfinite(gram).all():
+            return None
+        inputs = np.eye(len(tensors))
+        if pivot is not None:
+            inputs[:, pivot] = 1.0  # x_k = x_p + (x_k - x_p)
+        squares = np.diagonal(inputs @ gram @ inputs.T, axis1=1, axis2=2)
+        noise = _square_noise(np.broadcast_to(inputs, gram.shape), gram)
+        better = pivot
+        if pivot == 0:  # the first try
+            better = _better_pivot(np.sqrt(np.maximum(squares, noise)), pivot)
+        if better == pivot:
+            return _Basis(gram, inputs, squares, squares <= noise, pivot)
+        pivot = better
+
+
 def _better_pivot(norms: Array, pivot: int) -> int:
     """The pivot, or the shortest input where the pivot is far longer than that.
 
@@ -180,14 +206,14 @@ def _better_pivot(norms: Array, pivot: int) -> int:
     """
     shortest = np.maximum(norms.min(1, keepdims=True), np.finfo(float).tiny ** 0.5)
     ratio = norms / shortest
-    return pivot if ratio[:, pivot].max() <= MAX_PIVOT_RATIO else int(ratio.max(0).argmin())
+    return pivot if ratio[:, pivot].max() <= PIVOT_RATIO else int(ratio.max(0).argmin())
 
 
-def _scales(squares: Array, first: Tensor, eps: float) -> tuple[Array, Array, Array]:
-    """Step 1: ||x_k||, r_k = sqrt(mean(x_k^2) + eps) and the factor 1 / (r_k + eps)."""
-    squares = np.maximum(squares, 0.0)
-    rms = np.sqrt(squares / prod(first.shape[1:]) + eps)
-    return np.sqrt(squares), rms, 1.0 / (rms + eps)
+def _largest_entered(units: Array, basis: _Basis) -> Array:
+    """[B], the largest norm that entered the differences of the u_k: it sets their round-off."""
+    p = basis.pivot
+    entered = units if p is None else units - units[:, p : p + 1]
+    return np.asarray(np.sqrt((entered**2 * _diagonal(basis.gram)[:, None]).max((1, 2))))
 
 
 def _square_noise(rows: Array, gram: Array) -> Array:

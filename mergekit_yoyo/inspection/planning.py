@@ -5,6 +5,7 @@ not downloaded yet). What it refuses is an error here. What it accepts is held a
 tensors that are missing, shapes that differ, heads and norms made of fewer models than the rest.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,7 @@ from mergekit.options import MergeOptions
 from mergekit.plan import MergePlanner
 from pydantic import BaseModel, ValidationError
 
+from mergekit_yoyo.algorithm.consensuses import without_effect
 from mergekit_yoyo.errors import YoyoError
 from mergekit_yoyo.inspection.inputs import Input
 from mergekit_yoyo.inspection.located import Located
@@ -158,6 +160,20 @@ def check_plan(plan: Plan) -> list[Remark]:
             )
         )
     return remarks
+
+
+def check_effects(plan: Plan) -> list[Remark]:
+    """Options of our method that are set and do nothing in some tensors."""
+    counts = Counter(
+        sentence
+        for task in plan.tasks
+        if task.method_name == "yoyo_fusion"
+        for sentence in without_effect(dict(task.parameters.items()))
+    )
+    return [
+        warning(f"{sentence} ({count:,} of {len(plan.tasks):,} tensors)")
+        for sentence, count in counts.items()
+    ]
 
 
 def check_filters(merge_yaml: MergeYaml, plan: Plan) -> list[Remark]:

@@ -20,6 +20,7 @@ from mergekit_yoyo.inspection.outliers import check_looks
 from mergekit_yoyo.inspection.planning import (
     REFUSED,
     Plan,
+    check_effects,
     check_filters,
     check_plan,
     plan_merge,
@@ -126,7 +127,9 @@ def _check_merge(
         if not any(reason in text for text in seen.of_level("error")):
             seen.remarks.append(error(str(wrong)))
         return
-    seen.remarks += check_plan(seen.plan) + check_filters(seen.merge_yaml, seen.plan)
+    seen.remarks += (
+        check_plan(seen.plan) + check_effects(seen.plan) + check_filters(seen.merge_yaml, seen.plan)
+    )
     seen.remarks += check_disk(seen.plan, seen.inputs, output) + check_memory(seen.plan)
 
 

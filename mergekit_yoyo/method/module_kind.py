@@ -11,14 +11,14 @@ import torch
 from mergekit.common import ModelReference
 from mergekit.merge_methods.base import TensorGroup
 
-from mergekit_yoyo.algorithm.options import Experts, Kind
+from mergekit_yoyo.algorithm.options import Experts, TensorKind
 from mergekit_yoyo.algorithm.packing import WHOLE, Packing
 from mergekit_yoyo.errors import YoyoError
 
 _STACKED = Packing(stacked=True)
 
 
-def kind_of(group: TensorGroup, packing: Packing | Experts) -> tuple[Kind, Packing | Experts]:
+def kind_of(group: TensorGroup, packing: Packing | Experts) -> tuple[TensorKind, Packing | Experts]:
     """The kind of the group's tensor, and its packing: recall takes packed experts apart always.
 
     A merge of files or of bare tensors has no model class: `auto`, and mergekit's metadata says
@@ -53,8 +53,8 @@ def _any_layer(name: str) -> str:
 
 
 @cache
-def _kinds(model: ModelReference) -> dict[str, tuple[Kind, bool]]:
-    """Kind of each parameter, and whether it stacks experts; names without layer numbers."""
+def _kinds(model: ModelReference) -> dict[str, tuple[TensorKind, bool]]:
+    """TensorKind of each parameter, and whether it stacks experts; names without layer numbers."""
     from mergekit.common import get_auto_cls
     from mergekit.io.tasks import LoaderCache
     from transformers.initialization import no_init_weights
@@ -85,7 +85,7 @@ def _kinds(model: ModelReference) -> dict[str, tuple[Kind, bool]]:
     }
 
 
-def _kind(module: Any, name: str, parameter: Any, tables: set[int]) -> tuple[Kind, bool]:
+def _kind(module: Any, name: str, parameter: Any, tables: set[int]) -> tuple[TensorKind, bool]:
     from transformers.pytorch_utils import Conv1D
 
     experts = hasattr(module, "is_transposed")  # how transformers marks modules of packed experts

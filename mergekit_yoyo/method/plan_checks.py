@@ -5,6 +5,7 @@ merge the tensor, and it knows the rest: `check_task` looks at the caller.
 """
 
 import json
+import logging
 import re
 import sys
 from collections.abc import Hashable, Sequence
@@ -15,10 +16,13 @@ from typing import Any
 from mergekit.common import ModelReference
 from safetensors import safe_open
 
+from mergekit_yoyo.algorithm.consensuses import without_effect
 from mergekit_yoyo.errors import YoyoError
 from mergekit_yoyo.method.module_kind import prepare_kinds
 from mergekit_yoyo.method.refusal import PlanError, refusals
 from mergekit_yoyo.record import recorder
+
+LOG = logging.getLogger(__name__)
 
 # the tensors that hold scales and codes beside or instead of a quantized weight
 QUANTIZED_NAME = re.compile(
@@ -110,7 +114,15 @@ def check_task() -> None:
             _check_anchor(task)
             _check_model_class(task)
             _plan_record(task)
+            for sentence in without_effect(dict(task.parameters.items())):
+                _warn(sentence)
             return
+
+
+@cache
+def _warn(sentence: str) -> None:
+    """In mergekit's log, once."""
+    LOG.warning("%s", sentence)
 
 
 def check_all_models_gathered(task: Any) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from mergekit_yoyo.algorithm.consensuses import CONSENSUSES, Consensus
 from mergekit_yoyo.algorithm.result import Details
 from mergekit_yoyo.algorithm.robust import Array
 from mergekit_yoyo.record.schema import (
@@ -57,7 +58,12 @@ def tensor_line(
     columns["cosines"] = _cosines(gram, columns["residual_norms"])
     found: dict[str, object] = {name: _listed(values) for name, values in columns.items()}
     return line.model_copy(
-        update={**found, "warnings": _findings(columns, details, inputs, anchor is not None)}
+        update={
+            **found,
+            "warnings": _findings(
+                columns, details, inputs, CONSENSUSES[line.consensus], anchor is not None
+            ),
+        }
     )
 
 
@@ -74,16 +80,14 @@ def _columns(details: Details, count: int) -> dict[str, Array]:
 
 
 def _findings(
-    columns: Mapping[str, Array], details: Details, inputs: Sequence[str], anchored: bool
+    columns: Mapping[str, Array],
+    details: Details,
+    inputs: Sequence[str],
+    consensus: Consensus,
+    anchored: bool,
 ) -> list[Finding]:
     """What deserves a look, in the order in which it is told."""
     rejected = columns["weights"] < REJECTED
-    nothing = np.zeros(len(rejected), dtype=bool)
-    if "strength" in columns:
-        identical = np.isnan(columns["recalled"]).all(1) & ~rejected.any(1)
-        alone = nothing if anchored else (columns["strength"] == 0) & ~identical
-    else:
-        identical, alone = np.equal(columns["rank"], 0), nothing
     stuck = np.atleast_1d(details.center_status) == "not_converged"
     findings = [
         Finding(kind="rejected", model=model, problems=count)
@@ -91,9 +95,9 @@ def _findings(
         if count
     ]
     where: dict[FindingKind, Any] = {
-        "identical": identical,
+        "identical": consensus.identical(details),
         "not_converged": stuck,
-        "alone": alone,
+        "alone": consensus.alone(details, anchored),
     }
     for kind, problems in where.items():
         if problems.any():

@@ -1,0 +1,308 @@
+"""The spaces that recall works in: tensors as matrices or tables, a block of rows at a time.
+
+A gradient step on y = W x moves W by (something) x^T, so that R_k^T R_k estimates the covariance of
+the inputs that model k was trained on. A_k is a matrix over the inputs of a linear layer, and a
+diagonal one over the rows of an embedding table (its inputs are one-hot) or over the elements of a
+vector.
+
+All of it is float64: float32 products lose the directions in which nobody moved, where the ridge is
+all there is, and miss the result by 1e-5 to 1e-3.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mergekit_yoyo.algorithm.options import TensorKind
+from mergekit_yoyo.algorithm.robust import Array
+
+MIB = 2**20
+WIDE = 2  # inputs per output
+MATRICES_BYTES = 256 * MIB  # for the matrices of as many experts at once, or of one problem
+Block = slice
+
+
+@dataclass(frozen=True)
+class Weighing:
+    """How the inputs of B problems weigh. Arrays are float64 [B, K] on the host, or [B].
+
+    scale: what the inputs are multiplied by first; x_k below is the result. center: m = sum_k
+    center_k x_k. trust: omega_k, zero for inputs that are rejected or whose
+    residual is zero. residual_squares: ||R_k||^2. strength: beta. ridge: rho.
+    """
+
+    scale: Array
+    center: Array
+    trust: Array
+    residual_squares: Array
+    strength: Array
+    ridge: float
+
+    def of(self, part: slice) -> "Weighing":
+        """That of some of the problems."""
+        return Weighing(
+            self.scale[part],
+            self.center[part],
+            self.trust[part],
+            self.residual_squares[part],
+            self.strength[part],
+            self.ridge,
+        )
+
+
+class Energies(Protocol):
+    """Step 2 of recall, A_k for each input, and step 3's products with them."""
+
+    def of(self, residuals: dict[int, Tensor]) -> tuple[dict[int, Tensor], Tensor]:
+        """omega_k R_k A_k on some rows of the R_k, and what sum_k omega_k A_k is for `divide`."""
+
+    def divide(self, rows: Tensor, total: Tensor) -> Tensor:
+        """rows (sum_k omega_k A_k)^-1."""
+
+    def condition(self) -> Tensor:
+        """[B], an upper bound on the condition number of sum_k omega_k A_k; NaN if diagonal."""
+
+
+def spaces_of(
+    tensors: Sequence[Tensor], weighing: Weighing, kind: TensorKind, out: Tensor | None
+) -> Iterator[tuple["Space", Tensor | None]]:
+    """The problems of K tensors [B, ...] in groups that fit into memory, with their part of `out`.
+
+    kind: what a problem is, see `fuse`.
+    """
+    matrices = kind in ("linear", "transposed") or (kind == "auto" and tensors[0].ndim > 2)
+    view = _as_matrices if matrices else _as_rows
+    made = LinearInputs if matrices else TableRows
+    inputs = [view(x, kind) for x in tensors]
+    outputs = None if out is None else view(out, kind)
+    step = made.problems_at_once(inputs[0].shape, len(inputs))
+    for start in range(0, len(inputs[0]), step):
+        part = slice(start, start + step)
+        space = made([x[part] for x in inputs], weighing.of(part))
+        yield space, None if outputs is None else outputs[part]
+
+
+def _as_matrices(x: Tensor, kind: TensorKind) -> Tensor:
+    """[B, outputs, inputs]; anything beyond a matrix is [outputs, the rest]."""
+    if kind == "transposed":
+        return x.transpose(1, 2)
+    return x.reshape(x.shape[0], x.shape[1], -1)
+
+
+def _as_rows(x: Tensor, kind: TensorKind) -> Tensor:
+    """[B, rows, width]: the rows of an embedding table, or the elements of a vector."""
+    if kind == "embedding" and x.ndim > 2:
+        return x.reshape(x.shape[0], x.shape[1], -1)
+    return x.reshape(x.shape[0], -1, 1)
+
+
+@dataclass(frozen=True)
+class Space(ABC):
+    """B problems [B, rows, width] that are merged together, a block of rows at a time.
+
+    Numbers per problem lie beside the tensors as [B, 1, 1], per input as [K, B, 1, 1].
+    """
+
+    tensors: Sequence[Tensor]
+    weighing: Weighing
+    max_rows = 512  # of a block: more are no faster, and leave the cache
+
+    @classmethod
+    @abstractmethod
+    def problems_at_once(cls, shape: Sequence[int], count: int) -> int:
+        """How many problems of the shape [B, rows, width] fit into the memory meant for them."""
+
+    @abstractmethod
+    def energies(self) -> Energies:
+        """Step 2: A_k for each input."""
+
+    @property
+    def rows(self) -> int:
+        """Of a problem."""
+        return int(self.tensors[0].shape[1])
+
+    @property
+    def width(self) -> int:
+        """Of a row."""
+        return int(self.tensors[0].shape[2])
+
+    @cached_property
+    def used(self) -> list[int]:
+        """The inputs that are trusted in any problem."""
+        return [int(k) for k in np.flatnonzero(self.weighing.trust.any(0))]
+
+    @cached_property
+    def trust(self) -> Tensor:
+        """omega_k."""
+        return self._on_device(self.weighing.trust)
+
+    @cached_property
+    def shares(self) -> Tensor:
+        """omega_k / ||R_k||^2."""
+        trust, squares = self.weighing.trust, self.weighing.residual_squares
+        return self._on_device(np.divide(trust, squares, out=np.zeros_like(trust), where=trust > 0))
+
+    @cached_property
+    def strength(self) -> Tensor:
+        """beta."""
+        return self._on_device(self.weighing.strength)
+
+    @cached_property
+    def nobody(self) -> Tensor:
+        """1 where nobody is trusted: all weights are zero, and any divisor but zero will do."""
+        return self._on_device((self.weighing.trust.sum(1) == 0).astype(float))
+
+    def ridge(self, k: int, inputs: int) -> Tensor:
+        """omega_k rho / inputs."""
+        return self.trust[k] * (self.weighing.ridge / inputs)
+
+    def per_input(self) -> Tensor:
+        """[K, B] zeros."""
+        return self.trust.new_zeros((len(self.tensors), len(self.tensors[0])))
+
+    def blocks(self) -> Iterator[Block]:
+        """Blocks of rows whose residuals and products fit into the scratch."""
+        row_bytes = len(self.tensors[0]) * self.width * 8 * (2 * len(self.used) + 4)
+        step = min(self.max_rows, max(1, scratch_bytes(self.tensors[0].device) // row_bytes))
+        for start in range(0, self.rows, step):
+            yield slice(start, min(start + step, self.rows))
+
+    def residuals(self, block: Block) -> tuple[Tensor, dict[int, Tensor]]:
+        """m, and R_k of the inputs that count, on some rows: float64 [B, rows, width]."""
+        center = torch.zeros_like(self.tensors[0][:, block], dtype=torch.float64)
+        loaded = {k: self._load(k, block) for k in self.used}
+        for k in np.flatnonzero(self.weighing.center.any(0)).tolist():
+            x = loaded[k] if k in loaded else self._load(k, block)
+            center.addcmul_(x, self._center[k])
+        return center, {k: x.sub_(center) for k, x in loaded.items()}
+
+    @cached_property
+    def _center(self) -> Tensor:
+        return self._on_device(self.weighing.center)
+
+    @cached_property
+    def _scale(self) -> Tensor | None:
+        scale = self.weighing.scale
+        return None if (scale == 1).all() else self._on_device(scale)
+
+    def _load(self, k: int, block: Block) -> Tensor:
+        x = self.tensors[k][:, block].to(torch.float64, copy=True)
+        return x if self._scale is None else x.mul_(self._scale[k])
+
+    def _on_device(self, array: Array) -> Tensor:
+        """[B, K] as [K, B, 1, 1] and [B] as [B, 1, 1], beside the tensors."""
+        return torch.from_numpy(array.T[..., None, None].copy()).to(self.tensors[0].device)
+
+
+class LinearInputs(Space):
+    """Linear layers [B, outputs, inputs]: A_k = R_k^T R_k / ||R_k||^2 + (rho / inputs) I."""
+
+    @classmethod
+    def problems_at_once(cls, shape: Sequence[int], count: int) -> int:
+        kept = 1 if _is_wide(*shape[1:]) else 1 + count
+        return max(1, int(MATRICES_BYTES // (kept * shape[2] ** 2 * 8)))
+
+    def energies(self) -> Energies:
+        """One pass over the residuals; of wide matrices only the sum is kept."""
+        square = (len(self.tensors[0]), self.width, self.width)
+        wide = _is_wide(self.rows, self.width)
+        each = {} if wide else {k: self.trust.new_zeros(square) for k in self.used}
+        total = self.trust.new_zeros(square)
+        for block in self.blocks():
+            for k, residual in self.residuals(block)[1].items():
+                scaled = residual.mul_(self.shares[k].sqrt())
+                each.get(k, total).baddbmm_(scaled.transpose(1, 2), scaled)
+        for k in self.used:
+            each.get(k, total).diagonal(dim1=1, dim2=2).add_(self.ridge(k, self.width)[..., 0])
+        for energy in each.values():
+            total += energy
+        total.diagonal(dim1=1, dim2=2).add_(self.nobody[..., 0])
+        ridges = self.trust.sum(0)[:, 0, 0] * (self.weighing.ridge / self.width)
+        condition: Tensor = torch.linalg.matrix_norm(total) / ridges
+        info = total.new_empty(0, dtype=torch.int32)
+        # in the place of the sum, which is not needed any more
+        lower, _ = torch.linalg.cholesky_ex(total, out=(total, info))
+        return _Dense(self, each, lower, condition)
+
+
+@dataclass(frozen=True)
+class _Dense:
+    """each: omega_k A_k, [B, in, in], none for wide matrices. lower: L, the sum is L L^T."""
+
+    space: LinearInputs
+    each: dict[int, Tensor]
+    lower: Tensor
+    bound: Tensor
+
+    def of(self, residuals: dict[int, Tensor]) -> tuple[dict[int, Tensor], Tensor]:
+        if self.each or not residuals:
+            return {k: torch.bmm(r, self.each[k]) for k, r in residuals.items()}, self.lower
+        return self._of_wide(residuals), self.lower
+
+    def _of_wide(self, residuals: dict[int, Tensor]) -> dict[int, Tensor]:
+        """The same by (R_k R_k^T) R_k, and one more pass."""
+        space = self.space
+        own = {k: r * space.ridge(k, space.width) for k, r in residuals.items()}
+        for block in space.blocks():
+            for k, other in space.residuals(block)[1].items():
+                products = torch.bmm(residuals[k], other.transpose(1, 2)).mul_(space.shares[k])
+                own[k].baddbmm_(products, other)
+        return own
+
+    def divide(self, rows: Tensor, total: Tensor) -> Tensor:
+        half = torch.linalg.solve_triangular(total.transpose(1, 2), rows, upper=True, left=False)
+        solution: Tensor = torch.linalg.solve_triangular(total, half, upper=False, left=False)
+        return solution
+
+    def condition(self) -> Tensor:
+        return self.bound
+
+
+class TableRows(Space):
+    """Embedding tables, and vectors as tables of width 1: A_k is diagonal, one number a row."""
+
+    max_rows = 2**16
+
+    @classmethod
+    def problems_at_once(cls, shape: Sequence[int], count: int) -> int:
+        return shape[0]
+
+    def energies(self) -> Energies:
+        """Nothing to do before: a row knows its own."""
+        return _Diagonal(self)
+
+
+@dataclass(frozen=True)
+class _Diagonal:
+    space: TableRows
+
+    def of(self, residuals: dict[int, Tensor]) -> tuple[dict[int, Tensor], Tensor]:
+        own, total = {}, self.space.nobody
+        for k, residual in residuals.items():
+            energy = residual.square().sum(2, keepdim=True) * self.space.shares[k]
+            energy += self.space.ridge(k, self.space.rows)
+            own[k] = residual * energy
+            total = total + energy
+        return own, total
+
+    def divide(self, rows: Tensor, total: Tensor) -> Tensor:
+        return rows / total
+
+    def condition(self) -> Tensor:
+        return self.space.trust.new_full((len(self.space.tensors[0]),), torch.nan)
+
+
+def _is_wide(outputs: int, inputs: int) -> bool:
+    """Whether R_k (R_k^T R_k) costs less as (R_k R_k^T) R_k."""
+    return inputs >= WIDE * outputs
+
+
+def scratch_bytes(device: torch.device) -> int:
+    """Scratch for one block of rows: enough rows for matrix products at full speed."""
+    return (256 if device.type == "cpu" else 1024) * MIB
