@@ -30,7 +30,7 @@ from mergekit_yoyo.inspection.remark import Remark, error, some, warning
 from mergekit_yoyo.inspection.settings import filters_of, settings_of
 from mergekit_yoyo.method import METHOD
 from mergekit_yoyo.method.plan_checks import check_all_models_gathered
-from mergekit_yoyo.method.refusal import PlanError
+from mergekit_yoyo.method.refusal import MergeError
 from mergekit_yoyo.model.checkpoint import TensorInfo
 from mergekit_yoyo.model.merge_yaml import MergeYaml
 from mergekit_yoyo.planning import (
@@ -129,7 +129,7 @@ def check_plan(plan: Plan) -> list[Remark]:
         if task.method_name != "yoyo_fusion":  # which refuses this itself
             try:
                 check_all_models_gathered(task)
-            except PlanError as wrong:
+            except MergeError as wrong:
                 return [error(str(wrong))]
         for model, weight in (gathered_weights(task) or {}).items():
             if (model, weight.name) not in plan.loaded and not weight.optional:

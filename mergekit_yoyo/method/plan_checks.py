@@ -1,13 +1,13 @@
 """What is refused while mergekit plans a merge, before a tensor is read.
 
-mergekit asks a method to validate ids, without parameters. The one who asks is the task that will
-merge the tensor, and it knows the rest: `check_task` looks at the caller.
+mergekit asks a method to validate the ids of its inputs (`check_model_files`); what depends on the
+rest of a task is asked by our hook in mergekit's planner (`check_task`), and where a merge is run
+without a planner, by the merge of the first tensor.
 """
 
 import json
 import logging
 import re
-import sys
 from collections.abc import Hashable, Sequence
 from functools import cache
 from pathlib import Path
@@ -19,7 +19,7 @@ from safetensors import safe_open
 from mergekit_yoyo.algorithm.consensuses import without_effect
 from mergekit_yoyo.errors import YoyoError
 from mergekit_yoyo.method.module_kind import prepare_kinds
-from mergekit_yoyo.method.refusal import PlanError, refusals
+from mergekit_yoyo.method.refusal import MergeError, refusals
 from mergekit_yoyo.record import recorder
 
 LOG = logging.getLogger(__name__)
@@ -29,7 +29,6 @@ QUANTIZED_NAME = re.compile(
     r"\.(qweight|qzeros|g_idx|absmax|quant_map|quant_state\..+|SCB|weight_packed"
     r"|weight_scale(_inv|_2)?)$|_(blocks|scales|scale_inv)$"
 )
-CALLERS_TO_ASK = 4  # mergekit 0.1.5 asks directly; a subclass or a decorator may lie between
 TWO_STAGES = (
     "Give the first and the last slice equally many sources, or merge whole models first and "
     "arrange layers in a second stage with mergekit-multi."
@@ -94,29 +93,19 @@ def _quantized_in(file: Path, changed: int) -> str | None:
     return None
 
 
-def check_task() -> None:
-    """Refuse the tensor task that is asking, if mergekit would build it from the wrong inputs.
+def check_task(task: Any) -> None:
+    """Refuse a task of a plan, if mergekit would build its tensor from the wrong inputs.
 
-    Raises PlanError for a tensor that would get fewer models than its slice has, for `center:
+    Raises MergeError for a tensor that would get fewer models than its slice has, for `center:
     anchor` where the anchor is missing, for recall where the model class cannot be built, and for a
-    record that cannot be written. Does nothing for other callers.
+    record that cannot be written. Says which options have no effect.
     """
-    from mergekit.merge_methods.task_adapter import ExecuteMergeMethodTask
-
-    frame = sys._getframe(1)
-    for _ in range(CALLERS_TO_ASK):
-        if frame.f_back is None:
-            return
-        frame = frame.f_back
-        task = frame.f_locals.get("self")
-        if isinstance(task, ExecuteMergeMethodTask):
-            check_all_models_gathered(task)
-            _check_anchor(task)
-            _check_model_class(task)
-            _plan_record(task)
-            for sentence in without_effect(dict(task.parameters.items())):
-                _warn(sentence)
-            return
+    check_all_models_gathered(task)
+    _check_anchor(task)
+    _check_model_class(task)
+    _plan_record(task)
+    for sentence in without_effect(dict(task.parameters.items())):
+        _warn(sentence)
 
 
 @cache
@@ -130,7 +119,7 @@ def check_all_models_gathered(task: Any) -> None:
     gathered = gathered_weights(task)
     if gathered is None or len(gathered) >= len(task.model_order):
         return
-    raise PlanError(
+    raise MergeError(
         f"{task.output_weight.name}: the last slice has {len(task.model_order)} sources and the "
         f"first one {len(gathered)}; mergekit would build this tensor from only "
         f"{', '.join(str(model) for model in gathered)}. {TWO_STAGES}"
@@ -142,15 +131,15 @@ def _check_anchor(task: Any) -> None:
         return
     name, base = task.output_weight.name, task.base_model
     if base is None:
-        raise PlanError(f"{name}: center: anchor needs base_model, which is the anchor. Set it.")
+        raise MergeError(f"{name}: center: anchor needs base_model, which is the anchor. Set it.")
     if base not in task.model_order:
-        raise PlanError(
+        raise MergeError(
             f"{name}: center: anchor needs {base} among the sources of its slice; "
             f"got {', '.join(str(model) for model in task.model_order)}. Add it to the slice, "
             "or choose another center for these layers."
         )
     if task.output_weight.optional and not _has_weight(task, base):
-        raise PlanError(
+        raise MergeError(
             f"{name}: the anchor {base} lacks this optional tensor. Choose another center for it "
             f"with a filter: {{filter: {name}, value: geometric_median}}."
         )
@@ -158,13 +147,13 @@ def _check_anchor(task: Any) -> None:
 
 def _check_model_class(task: Any) -> None:
     if task.parameters["consensus"] == "recall":
-        with refusals(PlanError):
+        with refusals():
             prepare_kinds(task.model_order[0])
 
 
 def _plan_record(task: Any) -> None:
     if report := task.parameters["report"]:
-        with refusals(PlanError):
+        with refusals():
             recorder.plan(
                 report,
                 task.output_weight.name,

@@ -15,17 +15,10 @@ class MergeError(click.ClickException, YoyoError):
     """A YoyoError on its way through mergekit."""
 
 
-class PlanError(click.ClickException):
-    """What a task is refused for while it is planned.
-
-    No YoyoError: tasks are pydantic models, and pydantic buries a ValueError in a text of its own.
-    """
-
-
 @contextmanager
-def refusals(kind: type[click.ClickException] = MergeError) -> Iterator[None]:
-    """Turns a YoyoError into a MergeError, or into a PlanError for a task that is planned."""
+def refusals() -> Iterator[None]:
+    """Turns a YoyoError into a MergeError."""
     try:
         yield
     except YoyoError as error:
-        raise kind(str(error)) from error
+        raise MergeError(str(error)) from error

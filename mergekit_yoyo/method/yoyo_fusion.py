@@ -53,13 +53,13 @@ class YoyoFusion(GroupMergeMethod):  # type: ignore[misc]  # mergekit is not typ
     ) -> None:
         """mergekit's check of a slice or tensor, while planning and again before merging it.
 
-        Raises MergeError for inputs that are quantized, and PlanError for a head or norm that
-        mergekit would build from too few models and for an anchor that is missing.
+        What needs more than ids is checked by `check_task` when the plan is made.
+
+        Raises MergeError for inputs that are quantized.
         """
         super().validate_inputs(input_ids, base_id, group_name=group_name)
         with refusals():
             check_model_files(input_ids)
-        check_task()
 
     def merge_group(self, group: TensorGroup, /, **parameters: Any) -> Tensor:
         """Merge one tensor. `parameters` are those of `PARAMETERS`, validated.
@@ -128,7 +128,7 @@ def repair_plans() -> None:
     """Make mergekit plan merges by this method whole. Harmless if it does already."""
     from mergekit_yoyo.planning import install
 
-    install(MergeError)
+    install(MergeError, check_task)
 
 
 def register() -> None:

@@ -67,18 +67,19 @@ def notes_on(planner: Any) -> list[str]:
     return [] if repair is None else repair.notes
 
 
-def install(refuse: Callable[[str], Exception]) -> None:
+def install(refuse: Callable[[str], Exception], check: Callable[[Any], None]) -> None:
     """Wrap mergekit's planner. Harmless if it is wrapped already.
 
     Args:
         refuse: makes the exception that a plan is refused with, of its sentence.
+        check: refuses a task of `METHODS` by raising; called for each before a tensor is read.
     """
     from mergekit.plan import MergePlanner
 
     if hasattr(MergePlanner._plan, "__wrapped__"):
         return
     plan, plan_tensor = MergePlanner._plan, MergePlanner.plan_tensor
-    MergePlanner._plan = _whole(plan, plan_tensor, refuse)
+    MergePlanner._plan = _whole(plan, plan_tensor, refuse, check)
     MergePlanner.plan_tensor = _checked(plan_tensor)
 
 
@@ -107,6 +108,7 @@ def _whole(
     plan: Callable[[Any], None],
     plan_tensor: Callable[..., None],
     refuse: Callable[[str], Exception],
+    check: Callable[[Any], None],
 ) -> Callable[[Any], None]:
     """`MergePlanner._plan`, after which nothing is lost, or the merge is refused."""
 
@@ -120,18 +122,26 @@ def _whole(
             planner._repair = Repair(planner, plan_tensor)
         try:
             plan(planner)
+            planned = [task for _, task in planner._tensors]
+            _check(planned, check)
             if mode == "mends":
                 planner._account = planner._repair.plan_rest()
+                _check([task for _, task in planner._tensors[len(planned) :]], check)
                 planner._repair.tell_config()
             else:
-                tasks = [task for _, task in planner._tensors]
-                planner._account = account(tasks, layers_of(planner), readers_of(planner))
+                planner._account = account(planned, layers_of(planner), readers_of(planner))
         except YoyoError as error:
             raise refuse(str(error)) from error
         if planner._account.lost and mode != "watches":
             raise refuse(refusal(planner._account, mode))
 
     return whole
+
+
+def _check(tasks: list[Any], check: Callable[[Any], None]) -> None:
+    for task in tasks:
+        if task.method_name in METHODS:
+            check(task)
 
 
 def _checked(plan_tensor: Callable[..., None]) -> Callable[..., None]:
