@@ -40,13 +40,8 @@ class Tukey:
         """Steps 4 to 9 for B problems [B, ...], written to `out` unless it is None."""
         # steps 4 to 7: y' = m + sum_k update_k R_k
         found = update_of(span.residual_gram, span.noise, options)
-        y = span.center + np.einsum("bk,bkm->bm", found.update, span.residuals)
-
-        # steps 8 and 9: restore RMS and norm
-        mean_rms = options.average(span.rms)
-        norm = mean_rms * span.norm(y)
-        scale = mean_rms * options.average(span.norms) / (norm + options.eps)
-        coefficients = _write(tensors, span, found.update, scale, out)
+        # steps 8 and 9
+        coefficients = restore(tensors, span, found.update, options, out)
 
         return Details(
             weights=found.weights,
@@ -150,11 +145,20 @@ def update_of(residual_gram: Array, noise: Array, options: Options) -> Update:
     )
 
 
-def _write(
-    tensors: Sequence[Tensor], span: Span, update: Array, scale: Array, out: Tensor | None
+def restore(
+    tensors: Sequence[Tensor], span: Span, update: Array, options: Options, out: Tensor | None
 ) -> Array:
-    """Write scale (m + sum_k update_k R_k), in terms of the inputs: R_k = u_k - m, u_k =
-    unit_scale_k x_k. Gives the coefficients [B, K] of the x_k, NaN with the coordinate median."""
+    """Steps 8 and 9: y' = m + sum_k update_k R_k with the RMS and the norm of the inputs, written
+    to `out` unless it is None.
+
+    update: [B, K]. Gives the coefficients [B, K] of the x_k, NaN with the coordinate median.
+    """
+    y = span.center + np.einsum("bk,bkm->bm", update, span.residuals)
+    mean_rms = options.average(span.rms)
+    norm = mean_rms * span.norm(y)
+    scale = mean_rms * options.average(span.norms) / (norm + options.eps)
+
+    # in terms of the inputs: R_k = u_k - m, u_k = unit_scale_k x_k
     remaining_center = 1.0 - update.sum(1)
     if span.around_median:
         weights = scale[:, None] * span.unit_scale * update
