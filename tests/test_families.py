@@ -6,11 +6,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner
 from families import FAMILIES, names_of
-from family_road import config_of, merge_yaml, travel, write_inputs
+from family_road import MODELS, Road, config_of, judge, merge_yaml, travel, write_inputs
+from finish_fixtures import files_of, tensor_bytes
 from method_fixtures import Tensors, assert_is_merge, fine_tune, mergekit, tensors_of
 from safetensors.torch import load_file, save_file
 
+from mergekit_yoyo.cli import main
+from mergekit_yoyo.errors import YoyoError
+from mergekit_yoyo.finish import finish, plan_finish
 from mergekit_yoyo.inspection import inspect
 from mergekit_yoyo.planning import hook, planning
 
@@ -46,8 +51,6 @@ def test_a_family_arrives_whole(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["qwen3_5_moe-experts", "deepseek_v3", "llava"])
 def test_mergekits_own_command_loses_nothing(name: str, tmp_path: Path) -> None:
-    from mergekit_yoyo.finish import finish, plan_finish
-
     inputs = write_inputs(name, tmp_path)
     done = mergekit("yaml", merge_yaml(inputs), tmp_path / "merged", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -233,6 +236,61 @@ def test_slices_take_what_mergekit_does_not_know_along(tmp_path: Path) -> None:
     assert "model.layers.3.eh_proj.weight" not in merged
 
 
+@pytest.fixture
+def incomplete(tmp_path: Path) -> Path:
+    """A merge of DeepSeek-V3 as mergekit alone makes it: without experts and prediction."""
+    inputs = write_inputs("deepseek_v3", tmp_path)
+    with planning("watches"):
+        _merge(merge_yaml(inputs), tmp_path / "merged")
+    assert len(names_of(tmp_path / "merged")) == 43  # of 99
+    return tmp_path / "merged"
+
+
+def test_an_incomplete_merge_is_never_finished(incomplete: Path) -> None:
+    with pytest.raises(YoyoError, match=r"missing: .*experts.* --complete merges .*--without-mtp"):
+        plan_finish(incomplete)
+
+
+def test_finish_completes_what_an_older_run_left_out(incomplete: Path) -> None:
+    before = files_of(incomplete)
+    done = CliRunner().invoke(main, ["finish", str(incomplete), "-o", str(incomplete) + "2"])
+    assert done.exit_code == 2
+    assert files_of(incomplete) == before
+    done = CliRunner().invoke(
+        main, ["finish", str(incomplete), "--complete", "-o", str(incomplete) + "2"]
+    )
+    assert done.exit_code == 0, done.output
+    assert files_of(incomplete) == before
+    inputs = [incomplete.parent / m for m in MODELS]
+    road = Road("deepseek_v3")
+    judge(road, inputs, Path(str(incomplete) + "2"))
+    assert (road.lost, road.strange, road.wrong) == ([], [], [])
+    assert _promised(Path(str(incomplete) + "2")) == [1]
+
+    done = CliRunner().invoke(main, ["finish", str(incomplete), "--complete"])
+    assert done.exit_code == 0, done.output
+    once = tensor_bytes(incomplete)
+    assert once == tensor_bytes(Path(str(incomplete) + "2"))
+    done = CliRunner().invoke(main, ["finish", str(incomplete), "--complete"])
+    assert done.exit_code == 0, done.output
+    assert "nothing to do" in done.output
+    assert tensor_bytes(incomplete) == once
+
+
+def test_finish_without_prediction_says_so_in_the_config(tmp_path: Path) -> None:
+    inputs = write_inputs("glm4_moe", tmp_path)
+    with planning("watches"):
+        _merge(merge_yaml(inputs), tmp_path / "merged")
+    with pytest.raises(YoyoError, match=r"model\.layers\.3\..*--without-mtp"):
+        plan_finish(tmp_path / "merged")
+    plan = plan_finish(tmp_path / "merged", without_mtp=True)
+    assert any("num_nextn_predict_layers is 0" in note for note in plan.notes)
+    finish(plan)
+    assert _promised(tmp_path / "merged") == [0]
+    plan = plan_finish(tmp_path / "merged", without_mtp=True)
+    assert not plan.differences
+
+
 def test_layers_that_slices_leave_out_are_not_lost(tmp_path: Path) -> None:
     inputs = write_inputs("ernie4_5_moe", tmp_path)
     text = f"merge_method: yoyo_fusion\nbase_model: {inputs[0]}\nslices:\n- sources:\n"
@@ -245,10 +303,10 @@ def test_layers_that_slices_leave_out_are_not_lost(tmp_path: Path) -> None:
 
 def _merge(text: str, out: Path) -> None:
     """Run mergekit-yaml's own command in this process."""
-    from mergekit.scripts.run_yaml import main
+    from mergekit.scripts.run_yaml import main as mergekit_yaml
 
     out.with_suffix(".yml").write_text(text)
-    main([str(out.with_suffix(".yml")), str(out)], standalone_mode=False)
+    mergekit_yaml([str(out.with_suffix(".yml")), str(out)], standalone_mode=False)
 
 
 def _linear(inputs: Sequence[Path]) -> str:

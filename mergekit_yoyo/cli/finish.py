@@ -36,6 +36,16 @@ Folder = click.Path(path_type=Path)
     help="config.json in the donor's spelling, or the old and the new one side by side.",
 )
 @click.option("--max-shard-size", default="5GB", show_default=True, help="Of the weight files.")
+@click.option(
+    "--complete",
+    is_flag=True,
+    help="First merge what an older run left out of MERGE, from the inputs in its YAML.",
+)
+@click.option(
+    "--without-mtp",
+    is_flag=True,
+    help="Accept that MERGE lacks its donor's blocks for multi-token prediction.",
+)
 @click.option("--online", is_flag=True, help="Let the Hub itself validate the card as well.")
 def command(
     merge: Path,
@@ -45,6 +55,8 @@ def command(
     config: Path | None,
     config_style: Literal["donor", "both"],
     max_shard_size: str,
+    complete: bool,
+    without_mtp: bool,
     online: bool,
 ) -> None:
     """Make MERGE, a folder that mergekit wrote, look like the models that went in.
@@ -52,10 +64,21 @@ def command(
     Tensor names and shapes, config.json, tokenizer files and the model card become those that
     every loader and the Hub expect. A second run changes nothing.
     """
+    from mergekit_yoyo import finish as finishing
     from mergekit_yoyo.finish import finish, plan_finish, upload_command
 
     out = stdout_console()
     with TerminalProgress() as progress:
+        if complete:
+            if check:
+                raise click.UsageError("--complete writes tensors, and --check writes nothing.")
+            merge_yaml = finishing.merge_yaml_of(merge, config)
+            added = finishing.complete(merge, merge_yaml, output=output, progress=progress)
+            progress.say(
+                f"completed: {len(added)} tensors" + (f" like {added[0]}" if added else "")
+            )
+            if added and output:
+                merge, output = output, None
         progress.begin("Comparing the merge with its donor")
         plan = plan_finish(
             merge,
@@ -63,6 +86,7 @@ def command(
             donor=donor,
             config_style=config_style,
             name=output.resolve().name if output else None,
+            without_mtp=without_mtp,
         )
         for line in (f"donor: {plan.donor.name}", *(f"note: {note}" for note in plan.notes)):
             progress.say(line)

@@ -1,7 +1,16 @@
 """A merge that looks like the models that went in: `plan_finish`, then `finish`."""
 
 from mergekit_yoyo.finish.card import upload_command
+from mergekit_yoyo.finish.complete import complete
 from mergekit_yoyo.finish.differences import Difference
-from mergekit_yoyo.finish.run import FinishPlan, finish, plan_finish
+from mergekit_yoyo.finish.run import FinishPlan, finish, merge_yaml_of, plan_finish
 
-__all__ = ["Difference", "FinishPlan", "finish", "plan_finish", "upload_command"]
+__all__ = [
+    "Difference",
+    "FinishPlan",
+    "complete",
+    "finish",
+    "merge_yaml_of",
+    "plan_finish",
+    "upload_command",
+]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from mergekit_yoyo.errors import YoyoError
 from mergekit_yoyo.model.checkpoint import TensorInfo, main_dtype
 from mergekit_yoyo.model.layout import config_from, meta_model
+from mergekit_yoyo.model.predictions import set_predictions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -57,6 +58,10 @@ def finished_config(
         for key in ("torch_dtype", "dtype"):
             if key in section:
                 section[key] = dtype
+    for key in set_predictions(config, tensors):
+        result.notes.append(
+            f"config.json: the merge has no blocks for multi-token prediction: {key} is 0"
+        )
     if "quantization_config" in config:
         del config["quantization_config"]
         result.notes.append("config.json: the donor is quantized, the merge is not: entry dropped")

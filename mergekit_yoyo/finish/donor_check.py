@@ -2,7 +2,7 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,8 +11,12 @@ from mergekit_yoyo.errors import YoyoError
 from mergekit_yoyo.finish.config import parameter_name
 from mergekit_yoyo.model.checkpoint import TensorInfo, main_dtype
 from mergekit_yoyo.model.layout import LayoutPlan, plan_layout
+from mergekit_yoyo.model.predictions import prediction_names
 
 _SHOWN = 3
+# buffers of older checkpoints, which every loader works out from the config
+_RECOMPUTED = ("rotary_emb.inv_freq", "position_ids", "attention.masked_bias", "attention.bias")
+_MTP = " --without-mtp finishes it without its blocks for multi-token prediction."
 
 
 def check_against_donor(
@@ -87,10 +91,23 @@ def _another(
     )
 
 
-def check_complete(plan: LayoutPlan, donor: Collection[str]) -> None:
-    """Refuse a merge that lacks tensors which its config asks for, or has more of them.
+def check_complete(
+    plan: LayoutPlan,
+    donor: Collection[str],
+    stored: Collection[str],
+    layers: Sequence[int] | None,
+    without_mtp: bool = False,
+) -> None:
+    """Refuse a merge that lacks tensors which its config asks for or its donor has, or has more.
 
     Tensors that the config does not ask for are accepted where the donor has them too.
+
+    Args:
+        plan: the merge in its original layout.
+        donor: the donor's tensors.
+        stored: the merge's tensors as they are.
+        layers: the donor's layer of each layer, if the YAML arranges them.
+        without_mtp: blocks for multi-token prediction may be missing.
 
     Raises:
         YoyoError: names the tensors that are missing, left over or of another shape.
@@ -113,6 +130,9 @@ def check_complete(plan: LayoutPlan, donor: Collection[str]) -> None:
         for name, info in wanted.items()
         if name in have and have[name].shape != info.shape
     ]
+    missing += _not_merged(
+        donor, {*have, *stored}, {*optional, *wanted}, layers is not None, without_mtp
+    )
     parts = [
         f"{what}: {_some(names)}"
         for what, names in [("missing", missing), ("left over", extra), ("shapes", misshapen)]
@@ -120,11 +140,35 @@ def check_complete(plan: LayoutPlan, donor: Collection[str]) -> None:
     ]
     if parts:
         raise YoyoError(
-            f"the merge does not hold the tensors that its config asks for; {'; '.join(parts)}. "
-            "Either the run died early, or mergekit left them out: it does that without a word in "
-            "architectures it only infers, where dense and mixture-of-experts layers mix "
-            "(DeepSeek-V3). If the YAML is another one, give --config."
+            "the merge does not hold the tensors that its config asks for or its donor has; "
+            f"{'; '.join(parts)}. Either the run died early, or mergekit left them out without a "
+            "word. --complete merges what is missing from the inputs; if the YAML is another one, "
+            f"give --config.{_MTP if prediction_names(missing) else ''}"
         )
+
+
+def _not_merged(
+    donor: Collection[str],
+    have: Collection[str],
+    known: Collection[str],
+    sliced: bool,
+    without_mtp: bool,
+) -> list[str]:
+    """The donor's tensors that a merge has not, of those that the model class does not know.
+
+    Slices move layers, so that only kinds of tensors can be compared then.
+    """
+    spelled = any_layer if sliced else str
+    present = {spelled(name) for name in have}
+    excused = prediction_names(donor) if without_mtp else set()
+    return [
+        name
+        for name in donor
+        if spelled(name) not in present
+        and name not in known
+        and name not in excused
+        and not name.endswith(_RECOMPUTED)
+    ]
 
 
 def lost_precision(plan: LayoutPlan, donor: Mapping[str, TensorInfo | None]) -> dict[str, str]:

@@ -70,6 +70,7 @@ def plan_finish(
     donor: str | None = None,
     config_style: ConfigStyle = "donor",
     name: str | None = None,
+    without_mtp: bool = False,
 ) -> FinishPlan:
     """Work out what a mergekit merge needs to look like its inputs; writes nothing.
 
@@ -79,11 +80,12 @@ def plan_finish(
         donor: folder or Hub name of the model to look like; see `find_donor` for the default.
         config_style: config.json in the donor's spelling, or `both` spellings side by side.
         name: what the card calls the model; by default the name of the folder.
+        without_mtp: accept a merge that lacks its donor's blocks for multi-token prediction.
 
     Raises:
         YoyoError: not a merge folder, no donor, or tensors that are not the donor's.
     """
-    merge_yaml = _merge_yaml_of(merge, config)
+    merge_yaml = merge_yaml_of(merge, config)
     with Checkpoint(merge) as checkpoint:
         tensors = checkpoint.tensors
     source = find_donor(merge_yaml, merge, donor)
@@ -102,7 +104,7 @@ def plan_finish(
     is_donors = {any_layer(name) for name in tensors} <= {any_layer(name) for name in donor_tensors}
     layout = original.as_is(tensors) if is_donors else original
     check_against_donor(layout, donor_tensors, str(source.name))
-    check_complete(original, donor_tensors)
+    check_complete(original, donor_tensors, tensors, source.layers, without_mtp)
     notes += [
         f"{name}: {what}: precision was lost in the merge; without `dtype:` in the YAML it is kept"
         for name, what in lost_precision(layout, donor_tensors).items()
@@ -185,7 +187,7 @@ def finish(
             if converts or output is not None:
                 progress.begin("Writing weights", moved, "bytes")
             # Unchanged files are the same data under a second name, unless they are to be a copy.
-            _mirror(plan.merge, staging, skip=stale, link=output is None, progress=progress)
+            mirror(plan.merge, staging, skip=stale, link=output is None, progress=progress)
             for name, content in plan.files.items():
                 file = staging / name
                 file.parent.mkdir(exist_ok=True)
@@ -197,7 +199,12 @@ def finish(
     return target
 
 
-def _merge_yaml_of(merge: Path, config: Path | None) -> MergeYaml:
+def merge_yaml_of(merge: Path, config: Path | None = None) -> MergeYaml:
+    """The YAML of a merge: `config`, or the one that mergekit left in its folder.
+
+    Raises:
+        YoyoError: there is neither.
+    """
     if not merge.is_dir():
         raise YoyoError(f"{merge}: expected the folder of a merge; there is no such folder.")
     if config is not None:
@@ -242,7 +249,7 @@ def _bytes_of(file: Path) -> bytes | None:
     return file.read_bytes() if file.is_file() else None
 
 
-def _mirror(
+def mirror(
     source: Path,
     target: Path,
     *,

@@ -83,6 +83,10 @@ class Checkpoint:
         """Size of all data."""
         return sum(info.nbytes for info in self.tensors.values())
 
+    def file_of(self, name: str) -> str:
+        """The name of the file that holds a tensor."""
+        return self._file_of[name]
+
     def read(self, name: str) -> torch.Tensor:
         """The tensor `name`, read from disk now."""
         file = self._file_of[name]

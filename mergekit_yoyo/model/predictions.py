@@ -1,4 +1,8 @@
-"""Multi-token prediction: whether a config promises blocks that its checkpoint does not hold."""
+"""Multi-token prediction: its blocks in a checkpoint, and whether a config promises them.
+
+Published checkpoints hold such a block as `mtp.*` or as a layer behind the last. transformers has
+no place for it in most model classes.
+"""
 
 import re
 from collections.abc import Iterable
@@ -6,37 +10,48 @@ from typing import Any
 
 # The keys that say how many blocks there are, in one family or another.
 KEYS = ("num_nextn_predict_layers", "mtp_num_hidden_layers", "num_mtp_layers", "mtp_num_layers")
-_BLOCKS = re.compile(r"(^|\.)(mtp|mtp_layers|nextn)(_\w+)?\.|\.(eh_proj|shared_head)\.")
+_OWN = re.compile(r"(^|\.)(mtp|mtp_layers|nextn)(_\w+)?\.")
+_LAYER = re.compile(r"(.*\.\d+\.)(eh_proj|shared_head)\.")
 
 
-def predicts(names: Iterable[str]) -> bool:
-    """Whether there are tensors of a block for multi-token prediction among these."""
-    return any(_BLOCKS.search(name) for name in names)
+def prediction_names(names: Iterable[str]) -> set[str]:
+    """The tensors among these that belong to a block for multi-token prediction."""
+    names = list(names)
+    layers = tuple({match[1] for name in names if (match := _LAYER.match(name))})
+    return {name for name in names if _OWN.search(name) or name.startswith(layers)}
+
+
+def promised_predictions(config: Any) -> list[str]:
+    """The keys of a config that promise such blocks.
+
+    Args:
+        config: a configuration of transformers, or what a config.json holds.
+    """
+    return [key for section in _sections(config) for key in KEYS if _get(section, key)]
 
 
 def set_predictions(config: Any, names: Iterable[str]) -> list[str]:
     """Set the counts of such blocks to 0 in a config whose checkpoint holds none.
 
     Args:
-        config: a configuration of transformers, or what a config.json holds; changed in place.
+        config: as above; changed in place.
         names: the checkpoint's tensors.
 
     Returns:
         The keys that changed.
     """
-    if predicts(names):
-        return []
-    sections = [config, _get(config, "text_config")]
-    changed = []
-    for section in sections:
-        for key in KEYS:
-            if section is not None and _get(section, key):
-                if isinstance(section, dict):
-                    section[key] = 0
-                else:
-                    setattr(section, key, 0)
-                changed.append(key)
+    changed = [] if prediction_names(names) else promised_predictions(config)
+    for section in _sections(config):
+        for key in changed:
+            if _get(section, key) and isinstance(section, dict):
+                section[key] = 0
+            elif _get(section, key):
+                setattr(section, key, 0)
     return changed
+
+
+def _sections(config: Any) -> list[Any]:
+    return [section for section in (config, _get(config, "text_config")) if section is not None]
 
 
 def _get(section: Any, key: str) -> Any:
