@@ -6,9 +6,19 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from click.testing import CliRunner
 from families import FAMILIES, names_of
-from family_road import MODELS, Road, config_of, judge, merge_yaml, travel, write_inputs
+from family_road import (
+    MODELS,
+    Road,
+    compare_loads,
+    config_of,
+    judge,
+    merge_yaml,
+    travel,
+    write_inputs,
+)
 from finish_fixtures import files_of, tensor_bytes
 from method_fixtures import Tensors, assert_is_merge, fine_tune, mergekit, tensors_of
 from safetensors.torch import load_file, save_file
@@ -299,6 +309,48 @@ def test_layers_that_slices_leave_out_are_not_lost(tmp_path: Path) -> None:
     found = names_of(tmp_path / "merged")
     assert "model.layers.1.mlp.experts.gate_up_proj" in found
     assert not [name for name in found if "layers.2." in name]
+
+
+def test_inspect_writes_slices_as_modules_and_the_stack_is_right(tmp_path: Path) -> None:
+    """Qwen3.5, layers 0 to 3 and 2 to 3: linear, linear, linear, full, linear, full."""
+    inputs = write_inputs("qwen3_5", tmp_path)
+    text = f"merge_method: yoyo_fusion\nbase_model: {inputs[0]}\nslices:\n"
+    for first, last in ((0, 4), (2, 4)):
+        text += "- sources:\n"
+        text += "".join(f"  - {{model: {m}, layer_range: [{first}, {last}]}}\n" for m in inputs)
+    file = tmp_path / "slices.yml"
+    file.write_text(text)
+    (said,) = inspect(file, quick=True).of_level("error")
+    assert "must use modules:" in said
+    modules = said.split("write\n\n", 1)[1]
+    example = Path(__file__).parents[1] / "examples" / "stack-qwen3_5.yml"
+    assert (
+        yaml.safe_load(modules)["modules"].keys()
+        == yaml.safe_load(example.read_text())["modules"].keys()
+    )
+    again = f"merge_method: yoyo_fusion\nbase_model: {inputs[0]}\n{modules}"
+    file.write_text(again)
+    assert not inspect(file, quick=True).failed
+    _merge(again, tmp_path / "merged")
+    finish(plan_finish(tmp_path / "merged"))
+
+    config = config_of(tmp_path / "merged")["text_config"]
+    kinds = ["linear_attention"] * 3 + ["full_attention", "linear_attention", "full_attention"]
+    assert (config["num_hidden_layers"], config["layer_types"]) == (6, kinds)
+    merged, models = tensors_of(tmp_path / "merged"), [tensors_of(path) for path in inputs]
+    prefix = "model.language_model.layers."
+    parts = [name for name in models[0] if name.startswith(prefix)]
+    for new, old in enumerate((0, 1, 2, 3, 2, 3)):
+        for name in parts:
+            if name.startswith(f"{prefix}{old}."):
+                stacked = name.replace(f"{prefix}{old}.", f"{prefix}{new}.")
+                assert_is_merge(merged[stacked], [tensors[name] for tensors in models], stacked)
+    outside = {name for name in models[0] if name not in parts}
+    assert outside <= set(merged)
+    assert len(merged) == len(outside) + sum(
+        name.startswith(f"{prefix}{old}.") for old in (0, 1, 2, 3, 2, 3) for name in parts
+    )
+    assert compare_loads("qwen3_5", inputs[0], tmp_path / "merged", tmp_path / "merged") == ""
 
 
 def _merge(text: str, out: Path) -> None:

@@ -26,6 +26,7 @@ from mergekit_yoyo.algorithm.consensuses import without_effect
 from mergekit_yoyo.errors import YoyoError
 from mergekit_yoyo.inspection.inputs import Input
 from mergekit_yoyo.inspection.located import Located
+from mergekit_yoyo.inspection.modules import as_modules
 from mergekit_yoyo.inspection.remark import Remark, error, some, warning
 from mergekit_yoyo.inspection.settings import filters_of, settings_of
 from mergekit_yoyo.method import METHOD
@@ -105,6 +106,9 @@ def plan_merge(
         reasons = "; ".join(str(detail["msg"]) for detail in wrong.errors())
         raise YoyoError(REFUSED + reasons) from None
     except Exception as wrong:  # of any kind: methods and architectures have their own checks
+        if "must use modules:" in str(wrong):
+            written = as_modules(merge_yaml, architecture, settings)
+            wrong = YoyoError(f"{wrong}. In place of `slices:`, write\n\n{written}")
         raise YoyoError(f"{REFUSED}{wrong}") from None
     tasks = [target.tensor_task for target in targets if isinstance(target, SaveTensor)]
     folders = {item.folder: item for item in inputs}
