@@ -206,6 +206,8 @@ def test_what_the_base_lacks_is_left_out_and_the_config_says_so(
     (tmp_path / "merge.yml").write_text(merge_yaml(inputs))
     seen = inspect(tmp_path / "merge.yml", quick=True)
     assert not seen.failed
+    promises = [text for text in seen.of_level("warning") if "promises blocks" in text]
+    assert [str(inputs[0]) in text for text in promises] == [True]
     assert any("left out, since base_model has none" in text for text in seen.of_level("warning"))
 
 

@@ -12,6 +12,7 @@ from mergekit_yoyo.model.checkpoint import main_dtype
 from mergekit_yoyo.model.donor import comparable_config
 from mergekit_yoyo.model.layout import load_config
 from mergekit_yoyo.model.merge_yaml import MergeYaml
+from mergekit_yoyo.model.predictions import prediction_names, promised_predictions
 
 HEADS = ("lm_head.weight", "embed_out.weight")
 # Config keys that do not change what a model computes.
@@ -139,6 +140,19 @@ def check_tensor_names(inputs: Sequence[Input]) -> list[Remark]:
     return [
         warning(f"not in all inputs: {some(found)} (only in {some(models)})")
         for models, found in extra.items()
+    ]
+
+
+def check_predictions(inputs: Sequence[Input]) -> list[Remark]:
+    """Configs that promise blocks for multi-token prediction which the files do not hold."""
+    return [
+        warning(
+            f"{item}: its config promises blocks for multi-token prediction ({', '.join(keys)}), "
+            "and its files hold none: loaders that use them will fail. The merge's config says 0 "
+            "if the merge has none."
+        )
+        for item in inputs
+        if (keys := promised_predictions(item.config)) and not prediction_names(item.tensors)
     ]
 
 

@@ -58,4 +58,5 @@ def _text_module(architecture: ModelArchitecture, settings: Any) -> str:
         layers = architecture.modules[name].architecture.num_layers(settings)
         return layers == wanted, any(part in name for part in _TEXT)
 
-    return max(sorted(architecture.modules), key=fit)
+    names: list[str] = sorted(architecture.modules)
+    return max(names, key=fit)

@@ -11,6 +11,7 @@ from mergekit_yoyo.inspection.fit import (
     check_configs,
     check_dtypes,
     check_heads,
+    check_predictions,
     check_tensor_names,
     donor_remark,
 )
@@ -111,7 +112,7 @@ def _check_inputs(seen: Inspection, models: Mapping["ModelReference", Located]) 
     configs = check_configs(inputs)
     tokens = check_tokenizers(inputs, merge_yaml) + check_templates(inputs, merge_yaml)
     seen.remarks += configs + check_dtypes(inputs, merge_yaml) + check_heads(inputs, merge_yaml)
-    seen.remarks += check_tensor_names(inputs) + tokens
+    seen.remarks += check_tensor_names(inputs) + check_predictions(inputs) + tokens
     seen.remarks.append(donor_remark(merge_yaml, bool(configs or tokens)))
     return method_of(merge_yaml) is not None
 
