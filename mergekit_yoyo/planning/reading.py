@@ -7,6 +7,7 @@ of its config only. Here `model.sources` answers for the whole class at once, pa
 import logging
 from collections.abc import Mapping
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import torch
@@ -15,12 +16,15 @@ from mergekit.common import ImmutableMap, ModelReference, dtype_from_name
 from mergekit.graph import Task
 from mergekit.io.lazy_tensor_loader import ShardedTensorIndex
 from mergekit.io.tasks import GatherTensors, LoaderCache
+from safetensors import safe_open
 
 from mergekit_yoyo.errors import YoyoError
 from mergekit_yoyo.model.checkpoint import TensorInfo, read_header
 from mergekit_yoyo.model.sources import Sources
 
 LOG = logging.getLogger(__name__)
+
+_OPEN_FILES = 8  # of one model at a time
 
 
 class Reader:
@@ -39,6 +43,8 @@ class Reader:
         except YoyoError as error:
             LOG.warning("%s: packed or renamed tensors are not looked up: %s", model, error)
         self._infos: dict[str, dict[str, TensorInfo]] = {}
+        self._open: dict[tuple[Path, str], Any] = {}
+        self._lock = Lock()
 
     def read_from(self, weight: WeightInfo) -> tuple[str, ...]:
         """The checkpoint's tensors that `weight` is read from; none if it has no such weight.
@@ -80,6 +86,26 @@ class Reader:
             self._infos[str(file)] = dict(read_header(file))
         return self._infos[str(file)].get(name)
 
+    def read(self, name: str, device: str) -> torch.Tensor:
+        """A tensor of its files, from a file that stays open.
+
+        mergekit's own loader lists all names of a file for every tensor that it reads: minutes for
+        thousands of experts in one file.
+        """
+        path = Path(self.index.base_path) / self.names[name]
+        if path.suffix != ".safetensors":
+            tensor: torch.Tensor = LoaderCache().get(self.model).get_tensor(name, device=device)
+            return tensor
+        with self._lock:
+            key = (path, device)
+            if key not in self._open:
+                while len(self._open) >= _OPEN_FILES:
+                    self._open.pop(next(iter(self._open)))
+                self._open[key] = safe_open(path, framework="pt", device=device)
+            opened = self._open[key]
+        tensor = opened.get_tensor(name)
+        return tensor
+
     def _of(self, target: str) -> tuple[str, ...]:
         assert self.sources is not None
         return tuple(self.sources.of[target].names)
@@ -111,12 +137,11 @@ class LoadConverted(Task[torch.Tensor]):  # type: ignore[misc]  # mergekit is no
 
     def execute(self, **_: Any) -> torch.Tensor:
         """Read and convert."""
-        loader, reader = LoaderCache().get(self.model), reader_of(self.model)
-        device = self.device or "cpu"
+        reader, device = reader_of(self.model), self.device or "cpu"
         assert reader.sources is not None
-        tensor = reader.sources.convert(
-            self.target, lambda name: loader.get_tensor(name, device=device)
-        ).to(device)
+        tensor = reader.sources.convert(self.target, lambda name: reader.read(name, device)).to(
+            device
+        )
         wanted = dtype_from_name(self.dtype)
         return tensor if wanted is None else tensor.to(wanted)
 
