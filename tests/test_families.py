@@ -40,14 +40,7 @@ def _silent() -> None:
     transformers.logging.disable_progress_bar()
 
 
-# config.json with {"__float__": "Infinity"}, which only from_pretrained reads so far
-INFINITE = {"falcon_h1", "granitemoehybrid", "granite-4-dense"}
-
-
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(n, marks=pytest.mark.xfail(n in INFINITE, reason="floats")) for n in FAMILIES],
-)
+@pytest.mark.parametrize("name", FAMILIES)
 def test_a_family_arrives_whole(name: str, tmp_path: Path) -> None:
     road = travel(name, tmp_path)
     assert (road.merge, road.inspect, road.finish, road.transformers) == ("", "", "", "")
