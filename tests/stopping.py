@@ -11,8 +11,11 @@ from typing import Any
 # The function is the real one: after its first return the process tells so through a pipe, and goes
 # on when another pipe closes. A signal finds it in that read, wherever and whenever it runs.
 DRIVER = r"""
-import os, pkgutil, re, sys
+import os, pkgutil, re, signal, sys
 from mergekit_yoyo.cli import main
+
+# a process that a shell starts in the background ignores it, and so do its children
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 place, reached, released, *arguments = sys.argv[1:]
 module_or_class, name = re.fullmatch(r"(.+)[.:](\w+)", place).groups()

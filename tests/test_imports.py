@@ -10,7 +10,7 @@ import mergekit_yoyo
 PACKAGE = Path(mergekit_yoyo.__file__).parent
 
 # what every part may import; the terminal is the command line's alone
-BOTTOM = {"errors", "install", "progress", "rejection", "staging"}
+BOTTOM = {"errors", "install", "outside", "progress", "rejection", "staging"}
 # what each part may import besides: of the package, and of the large libraries around it
 ALLOWED = {
     "algorithm": {"algorithm"},
@@ -51,6 +51,7 @@ ALLOWED = {
     "scores": {"scores", "card", "seven_tasks"},
     "evaluation": {
         "evaluation",
+        "model",
         "seven_tasks",
         "lm_eval",
         "mlx_lm",

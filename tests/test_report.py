@@ -334,15 +334,20 @@ def test_long_names_get_numbers_that_the_first_table_explains(tmp_path):
 
 
 def test_comparison_is_that_of_the_lines(tmp_path):
-    a = write_record(tmp_path / "a.jsonl", header(MODELS), small_lines(MODELS, broken="./broken"))
-    # the same inputs in another order, one weight moved, one option changed, one tensor more
-    lines, order = [], [2, 0, 1, 3]
     moved = "model.layers.1.mlp.experts.down_proj"
-    for line in small_lines(MODELS, broken="./broken"):
+
+    def lowered(line, problem, amount):
         weights = [list(row) for row in line.weights]
         if line.name == moved:
-            weights[1][0] -= 0.4
-            weights[3][0] += 0.2
+            weights[problem][0] -= amount
+        return line.model_copy(update={"weights": weights})
+
+    first = [lowered(line, 3, 0.2) for line in small_lines(MODELS, broken="./broken")]
+    a = write_record(tmp_path / "a.jsonl", header(MODELS), first)
+    # the same inputs in another order, one weight moved, one option changed, one tensor more
+    lines, order = [], [2, 0, 1, 3]
+    for line in small_lines(MODELS, broken="./broken"):
+        weights = lowered(line, 1, 0.4).weights
         cosines = [[0.0] * 6] * len(weights)  # play no part here
         changed = {"weights": weights, "norms": line.norms, "residual_norms": line.residual_norms}
         changed["center_weights"] = line.center_weights

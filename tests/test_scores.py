@@ -746,8 +746,8 @@ def test_flipped_items_are_written_on_request(tmp_path):
     [
         (["nothing.json"], "nothing.json: no such file or folder"),
         (["empty"], "empty: no result file in this folder"),
-        (["text.json"], "text.json: not a result file (not JSON"),
-        (["binary.json"], "binary.json: not a result file (not readable as text"),
+        (["text.json"], "text.json: cannot be read: not JSON"),
+        (["binary.json"], "binary.json: expected a text in UTF-8"),
         (["other.json"], "other.json: not a result file; expected lm-eval's JSON"),
         (["hollow.json"], "hollow.json: no scores in this result file"),
         (["nan.json"], "nan.json: task boolq: acc is nan, not a finite number"),
@@ -772,7 +772,7 @@ def test_flipped_items_are_written_on_request(tmp_path):
         (["a", "--compare", "a", "zz"], "--compare zz: no such row. Did you mean a?"),
         (["a", "b", "--compare", "a", "b"], "a and b share no task: boolq and piqa"),
         (["a", "c", "--compare", "a", "c", "--items", "-"], "boolq: no samples of the same items"),
-        (["d", "e"], "samples_boolq_2026-11-24T10-00-00.jsonl, line 2: not JSON"),
+        (["d", "e"], "samples_boolq_2026-11-24T10-00-00.jsonl, line 2: cannot be read: not JSON"),
     ],
 )
 def test_bad_input_gives_a_sentence(tmp_path, monkeypatch, arguments, expected):

@@ -24,6 +24,8 @@ Experts = Literal["auto", "packed", "separate"]
 TensorKind = Literal["auto", "linear", "transposed", "embedding", "vector"]
 Strength = float | Literal["auto"]
 
+MOST = 1e30  # its product with any norm is a float64
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -42,7 +44,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Number:
-    """A finite number of at least `lowest`, or above it; or the word `auto`, if that is allowed."""
+    """A number of at least `lowest`, or above it, up to MOST; or the word `auto`, if allowed."""
 
     lowest: float
     above: bool
@@ -57,8 +59,9 @@ class Number:
         except (TypeError, ValueError):
             number = math.nan
         inside = number > self.lowest or (number == self.lowest and not self.above)
-        if isinstance(value, bool) or not (math.isfinite(number) and inside):
+        if isinstance(value, bool) or not (inside and number <= MOST):
             bound = f"{'above' if self.above else 'of at least'} {self.lowest:g}"
+            bound += f" and at most {MOST:g}" if number > MOST and math.isfinite(number) else ""
             raise YoyoError(f"{name}: expected a number {bound}; got {value!r}.")
         return number
 

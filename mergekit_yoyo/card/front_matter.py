@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from mergekit_yoyo.card.schema import FrontMatter
 from mergekit_yoyo.errors import YoyoError, explain_invalid
+from mergekit_yoyo.outside import load_yaml, read_text
 
 
 def read_card(file: Path) -> str:
@@ -24,12 +25,7 @@ def read_card(file: Path) -> str:
     Raises:
         YoyoError: the file cannot be read, or is no text in UTF-8.
     """
-    try:
-        return file.read_bytes().decode() if file.is_file() else ""
-    except UnicodeDecodeError as error:
-        raise YoyoError(f"{file}: expected a text in UTF-8: {error}") from None
-    except OSError as error:
-        raise YoyoError(f"{file}: cannot be read ({error.strerror}).") from None
+    return read_text(file) if file.exists() else ""
 
 
 def read_metadata(card: str) -> dict[str, Any]:
@@ -41,10 +37,7 @@ def read_metadata(card: str) -> dict[str, Any]:
     block = REGEX_YAML_BLOCK.search(card)
     if block is None:
         return {}
-    try:
-        data = yaml.safe_load(block.group(2))
-    except yaml.YAMLError as error:
-        raise YoyoError(f"model card: its front matter is not valid YAML ({error}).") from None
+    data = load_yaml(block.group(2), "model card, front matter")
     if data is None:
         return {}
     if not isinstance(data, dict):

@@ -1,7 +1,6 @@
 """What to know of a model folder before it is loaded: its loader, its quantization, a hash."""
 
 import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -9,6 +8,8 @@ from typing import Any, Literal
 from safetensors import SafetensorError, safe_open
 
 from mergekit_yoyo.errors import YoyoError
+from mergekit_yoyo.model.json_files import read_config
+from mergekit_yoyo.outside import check_folder, read_json
 
 _SAMPLED_BYTES = 1 << 20
 # What is fetched of a model on the Hub, weights aside: not its GGUF, ONNX or original files.
@@ -46,7 +47,10 @@ def open_model(given: str) -> ModelFolder:
     """
     folder = Path(given).expanduser()
     path = folder.resolve() if folder.is_dir() else _download(given)
-    config = _read_json(path / "config.json")
+    check_folder(path)
+    if not (path / "config.json").exists():
+        raise YoyoError(f"{path}: not a model folder: it has no config.json.")
+    config = read_config(path / "config.json")
     weights = sorted(path.glob("*.safetensors")) or sorted(path.glob("*.bin"))
     if not weights:
         raise YoyoError(f"{given}: no weights (*.safetensors) in this folder.")
@@ -64,7 +68,7 @@ def open_model(given: str) -> ModelFolder:
         backend="mlxlm" if is_mlx else "hf",
         quantization=describe_quantization(config),
         has_chat_template=(path / "chat_template.jinja").exists()
-        or (tokenizer.exists() and bool(_read_json(tokenizer).get("chat_template"))),
+        or (tokenizer.exists() and bool(read_json(tokenizer).get("chat_template"))),
         fingerprint=_fingerprint([path / "config.json", *weights]),
     )
 
@@ -109,18 +113,6 @@ def _download(given: str) -> Path:
         raise YoyoError(
             f"{given}: no such folder here, and the Hub did not give it ({reason})."
         ) from None
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise YoyoError(f"{path.parent}: not a model folder: it has no {path.name}.") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise YoyoError(f"{path}: not valid JSON ({error}).") from error
-    if not isinstance(data, dict):
-        raise YoyoError(f"{path}: expected a JSON object.")
-    return data
 
 
 def _header(weights: Path) -> dict[str, str]:

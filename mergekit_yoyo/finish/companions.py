@@ -7,8 +7,9 @@ from typing import Any
 
 from mergekit_yoyo.errors import YoyoError
 from mergekit_yoyo.model.donor import same_tokenizer
-from mergekit_yoyo.model.json_files import read_json
+from mergekit_yoyo.model.json_files import read_tokenizer
 from mergekit_yoyo.model.merge_yaml import MergeYaml, ModelName
+from mergekit_yoyo.outside import read_json
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -92,10 +93,8 @@ def renumber_special_tokens(values: dict[str, Any], merge: Path, donor: Path) ->
         return []
     if (merge / "tokenizer.json").read_bytes() == (donor / "tokenizer.json").read_bytes():
         return []
-    from tokenizers import Tokenizer
-
-    ours = Tokenizer.from_file(str(merge / "tokenizer.json"))
-    theirs = Tokenizer.from_file(str(donor / "tokenizer.json"))
+    ours = read_tokenizer(merge / "tokenizer.json")
+    theirs = read_tokenizer(donor / "tokenizer.json")
 
     def renumbered(key: str, number: int) -> int:
         token = theirs.id_to_token(number)

@@ -37,10 +37,11 @@ from mergekit_yoyo.finish.donor_check import (
 from mergekit_yoyo.finish.weighed import weights_of
 from mergekit_yoyo.model.checkpoint import INDEX_FILE, Checkpoint
 from mergekit_yoyo.model.donor import Donor, find_donor
-from mergekit_yoyo.model.json_files import read_json
+from mergekit_yoyo.model.json_files import check_layers, read_config
 from mergekit_yoyo.model.layout import LayoutPlan, config_from, plan_layout
 from mergekit_yoyo.model.merge_yaml import MERGE_FILE, MergeYaml, read_merge_yaml
 from mergekit_yoyo.model.writing import DEFAULT_SHARD_SIZE, shard, write_checkpoint
+from mergekit_yoyo.outside import check_folder, read_json
 from mergekit_yoyo.progress import SILENT, Progress
 from mergekit_yoyo.staging import staged_folder
 
@@ -91,10 +92,11 @@ def plan_finish(
     source = find_donor(merge_yaml, merge, donor)
     notes = []
 
-    donor_config = read_json(source.folder / "config.json")
+    donor_config = read_config(source.folder / "config.json")
     merged_file = merge / "config.json"
-    merged_config = read_json(merged_file) if merged_file.is_file() else None
+    merged_config = read_config(merged_file) if merged_file.is_file() else None
     donor_tensors = source.tensors()
+    check_layers(donor_config, len(donor_tensors), source.folder / "config.json")
     if merged_config is not None:
         check_model_type(merged_config, tensors, donor_config, donor_tensors, str(source.name))
     finished = finished_config(donor_config, tensors, source.layers, merged_config)
@@ -207,6 +209,7 @@ def merge_yaml_of(merge: Path, config: Path | None = None) -> MergeYaml:
     """
     if not merge.is_dir():
         raise YoyoError(f"{merge}: expected the folder of a merge; there is no such folder.")
+    check_folder(merge)
     if config is not None:
         return read_merge_yaml(config)
     if not (merge / MERGE_FILE).is_file():

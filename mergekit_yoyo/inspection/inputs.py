@@ -11,8 +11,9 @@ from mergekit_yoyo.errors import YoyoError
 from mergekit_yoyo.inspection.remark import Remark, error, warning
 from mergekit_yoyo.model.checkpoint import DTYPES, TensorInfo, main_dtype
 from mergekit_yoyo.model.donor import Donor, locate
-from mergekit_yoyo.model.json_files import read_index, read_json
+from mergekit_yoyo.model.json_files import check_layers, read_config, read_index
 from mergekit_yoyo.model.merge_yaml import MergeYaml, ModelName, references
+from mergekit_yoyo.outside import check_folder
 from mergekit_yoyo.staging import format_bytes
 
 if TYPE_CHECKING:
@@ -98,9 +99,11 @@ def _look_at(reference: "ModelReference", name: ModelName) -> Input:
     folder = _folder(name)
     if not (folder / "config.json").is_file():
         raise YoyoError(f"{name}: there is no config.json in {folder}: this is no model folder.")
-    config = read_json(folder / "config.json")
+    config = read_config(folder / "config.json")
     if _is_whole(folder):
-        return Input(reference, folder, config, Donor(name, folder, None).tensors())
+        tensors = Donor(name, folder, None).tensors()
+        check_layers(config, len(tensors), folder / "config.json")
+        return Input(reference, folder, config, tensors)
     if not name.on_hub:
         raise YoyoError(
             f"{name}: its weights are incomplete: mergekit looks for {' or '.join(_WHOLE_FILES)}, "
@@ -119,6 +122,7 @@ def _folder(name: ModelName) -> Path:
     if name.path.startswith("~"):
         raise YoyoError(f"{name}: mergekit does not expand `~`. Write the whole path.")
     if Path(name.path).is_dir():
+        check_folder(Path(name.path))
         return Path(name.path)
     if not name.on_hub:
         raise YoyoError(

@@ -6,6 +6,7 @@ models, and every parameter against the specs of the merge method, whichever it 
 """
 
 import importlib.resources
+import re
 from collections.abc import Iterator
 from types import UnionType
 from typing import TYPE_CHECKING, Any, NamedTuple, Union, get_args, get_origin
@@ -16,11 +17,14 @@ from pydantic import BaseModel, ValidationError
 from mergekit_yoyo.errors import nearest
 from mergekit_yoyo.inspection.remark import Remark, error, warning
 from mergekit_yoyo.model.merge_yaml import MergeYaml
+from mergekit_yoyo.outside import load_yaml
 
 if TYPE_CHECKING:
     from mergekit.config import MergeConfiguration
     from mergekit.merge_methods import MergeMethod
 
+# to the base of 2, 8, 16 or 60, or with digits set apart
+_ODD_NUMBER = re.compile(r"[-+]?(0[bxo]?[0-9a-fA-F_]+|[0-9_]+(:[0-9._]+)+|[0-9.]*_[0-9._]*)")
 MULTI_HINT = " (`name` belongs to mergekit-multi)"
 
 
@@ -43,10 +47,11 @@ def check_settings(merge_yaml: MergeYaml) -> list[Remark]:
             f"word{MULTI_HINT if key == 'name' and not place else ''}. {nearest(key, choices)}"
         )
         for place, key, choices in _unknown(
-            yaml.safe_load(merge_yaml.text), [MergeConfiguration], ""
+            load_yaml(merge_yaml.text, "the merge YAML"), [MergeConfiguration], ""
         )
     ]
     remarks += _check_names(merge_yaml.config)
+    remarks += _check_numbers(merge_yaml.text)
     method = method_of(merge_yaml)
     if method is None:
         from mergekit.merge_methods import registry
@@ -117,6 +122,8 @@ def _check_parameter(method: "MergeMethod", setting: Setting) -> Iterator[Remark
             f"{place}: {name} is one for the whole merge; mergekit ignores it on a single model. "
             "Move it to `parameters:` of the merge or of the slice."
         )
+    if any(part == [] for part in _values(value)):
+        yield error(f"{place}: {name}: the list is empty: it gives no layer a value.")
     for scalar in _scalars(value):
         try:
             known[name].validate(scalar)
@@ -131,6 +138,23 @@ def _check_parameter(method: "MergeMethod", setting: Setting) -> Iterator[Remark
                 f"{place}: {name}: in the gradient {words} only the last layer of each slice gets "
                 f"{words[-1]}. Use filters."
             )
+
+
+def _values(value: Any) -> Iterator[Any]:
+    """What an option is set to, by each of its filters if it has any."""
+    parts = value if isinstance(value, list) else [value]
+    filtered = [part.value for part in parts if isinstance(part, BaseModel)]  # type: ignore[attr-defined]
+    yield from filtered or [value]
+
+
+def _check_numbers(text: str) -> Iterator[Remark]:
+    """Numbers that are not what they look like: in YAML, 1:30 is 90 and 010 is 8."""
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        if isinstance(event, yaml.ScalarEvent) and event.style is None and event.implicit[0]:
+            word = event.value
+            number = yaml.safe_load(word) if _ODD_NUMBER.fullmatch(word) else None
+            if isinstance(number, int | float):
+                yield warning(f"{word} is read as the number {number}, as YAML has it")
 
 
 def _gradients(value: Any) -> Iterator[list[Any]]:

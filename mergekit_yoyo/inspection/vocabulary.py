@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 from mergekit_yoyo.inspection.inputs import Input
 from mergekit_yoyo.inspection.remark import Remark, by_value, error, some, warning
 from mergekit_yoyo.model.donor import same_tokenizer
-from mergekit_yoyo.model.json_files import read_json
+from mergekit_yoyo.model.json_files import read_tokenizer
 from mergekit_yoyo.model.merge_yaml import MergeYaml
+from mergekit_yoyo.outside import read_json, read_text
 
 _SPLITTING = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
 _UNION = "Add `tokenizer: {source: union}` to the YAML."
@@ -95,12 +96,10 @@ def _compare(
 
 
 def _read(folder: Path) -> _Tokens | None:
-    from tokenizers import Tokenizer
-
     file = folder / "tokenizer.json"
     if not file.is_file():
         return None
-    tokenizer = Tokenizer.from_file(str(file))
+    tokenizer = read_tokenizer(file)
     written = json.loads(tokenizer.to_str())
     splitting = {key: written.get(key) for key in _SPLITTING}
     splitting["merges"] = written["model"].get("merges")
@@ -124,7 +123,7 @@ def _setting(folder: Path, key: str) -> str | None:
 
 def _template(folder: Path) -> str | None:
     file = folder / "chat_template.jinja"
-    text = file.read_text("utf-8") if file.is_file() else _setting_template(folder)
+    text = read_text(file) if file.is_file() else _setting_template(folder)
     return text.strip() if text else None
 
 

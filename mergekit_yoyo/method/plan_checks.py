@@ -5,7 +5,6 @@ rest of a task is asked by our hook in mergekit's planner (`check_task`), and wh
 without a planner, by the merge of the first tensor.
 """
 
-import json
 import logging
 import re
 from collections.abc import Hashable, Sequence
@@ -20,6 +19,7 @@ from mergekit_yoyo.algorithm.consensuses import without_effect
 from mergekit_yoyo.errors import YoyoError
 from mergekit_yoyo.method.module_kind import prepare_kinds
 from mergekit_yoyo.method.refusal import MergeError, refusals
+from mergekit_yoyo.outside import read_json
 from mergekit_yoyo.record import recorder
 
 LOG = logging.getLogger(__name__)
@@ -70,9 +70,10 @@ def check_model_files(input_ids: Sequence[Hashable]) -> None:
 
 
 def _quantization_config(config: Path) -> str | None:
-    settings = json.loads(config.read_text("utf-8")) if config.is_file() else {}
+    settings = read_json(config) if config.is_file() else {}
     if quantization := settings.get("quantization_config"):
-        return f"quantization_config: {quantization.get('quant_method', 'unknown method')}"
+        known = isinstance(quantization, dict) and quantization.get("quant_method")
+        return f"quantization_config: {known or 'unknown method'}"
     return None
 
 

@@ -65,14 +65,20 @@ def bridge_folder(folder: Path, *, context: int | None = None) -> Bridge:
 
 def declared_config(folder: Path) -> Any | None:
     """The checkpoint's config as transformers understands it; None if it does not know the type."""
+    import transformers
     from transformers import CONFIG_MAPPING, AutoConfig
 
     if load_config(folder).get("model_type") not in CONFIG_MAPPING:
         return None
     try:
-        return AutoConfig.from_pretrained(folder)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        config = AutoConfig.from_pretrained(folder)
+    except Exception as error:  # validators of many kinds
         raise YoyoError(f"{folder / 'config.json'}: transformers refuses it: {error}") from None
+    name = (config.architectures or [""])[0]
+    known = getattr(transformers, name, transformers.PreTrainedModel)
+    if not (isinstance(known, type) and issubclass(known, transformers.PreTrainedModel)):
+        raise YoyoError(f"{folder / 'config.json'}: architectures names {name}, which is no model.")
+    return config
 
 
 def bridge_config(raw: Mapping[str, Any], declared: Any, *, context: int | None = None) -> Bridge:

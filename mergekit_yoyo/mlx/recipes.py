@@ -15,10 +15,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from mergekit_yoyo.errors import YoyoError, explain_invalid
+from mergekit_yoyo.outside import load_yaml, read_text
 
 AFFINE_WIDTHS = (2, 3, 4, 5, 6, 8)
 AFFINE_GROUP_SIZES = (128, 64, 32)
@@ -152,10 +152,7 @@ def load_recipe(path: Path) -> Recipe:
     Raises:
         YoyoError: the file is missing, is no such mapping, or has an impossible value.
     """
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise YoyoError(f"{path}: cannot be read as a recipe: {error}") from None
+    data = load_yaml(read_text(path), path)
     if not isinstance(data, Mapping):
         raise YoyoError(f"{path}: expected `field: value` lines; got {type(data).__name__}.")
     base = parse_recipe(str(data["base"])).model_dump() if "base" in data else {}

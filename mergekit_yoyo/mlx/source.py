@@ -9,6 +9,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from mergekit_yoyo.errors import YoyoError
+from mergekit_yoyo.outside import check_folder, read_json
 
 DOWNLOADED = (
     "*.json", "model*.safetensors", "*.model", "*.tiktoken", "*.txt", "*.jsonl", "*.jinja",
@@ -54,7 +55,7 @@ def open_source(source: str | Path, *, revision: str | None = None) -> Source:
         YoyoError: no such folder or repo, no model in it, shards or the tokenizer are missing, or
             its weights are quantized already.
     """
-    from mergekit_yoyo.model.json_files import read_json
+    from mergekit_yoyo.model.json_files import check_layers, read_config
 
     folder, repo = Path(source).expanduser(), None
     if not folder.exists():
@@ -65,12 +66,15 @@ def open_source(source: str | Path, *, revision: str | None = None) -> Source:
     config_path = folder / "config.json"
     if not config_path.exists():
         raise YoyoError(f"{folder}: no config.json. Is this a model folder?")
-    config = read_json(config_path)
+    check_folder(folder)
+    config = read_config(config_path)
+    if (folder / "generation_config.json").exists():  # mlx-lm reads it with the config
+        read_json(folder / "generation_config.json")
     if "quantization" in config or "quantization_config" in config:
         raise YoyoError(
             f"{config_path}: the weights are quantized already. Start from the unquantized model."
         )
-    _check_weights(folder)
+    check_layers(config, _check_weights(folder), config_path)
     if not any(path for pattern in TOKENIZER_FILES for path in folder.glob(pattern)):
         raise YoyoError(
             f"{folder}: no tokenizer ({', '.join(TOKENIZER_FILES)}). Copy the tokenizer files of "
@@ -93,12 +97,13 @@ def _download(repo: str, revision: str | None) -> Path:
         ) from None
 
 
-def _check_weights(folder: Path) -> None:
+def _check_weights(folder: Path) -> int:
+    """The number of tensors."""
     from mergekit_yoyo.model.checkpoint import Checkpoint
 
     if not any(folder.glob("model*.safetensors")):
         others = [p.name for p in folder.iterdir() if p.suffix in (".bin", ".pth", ".gguf", ".npz")]
         found = f"; got {', '.join(sorted(others)[:3])}" if others else ""
         raise YoyoError(f"{folder}: expected weights in model*.safetensors{found}.")
-    with Checkpoint(folder):  # whole, and of one model only
-        pass
+    with Checkpoint(folder) as checkpoint:  # whole, and of one model only
+        return len(checkpoint.tensors)

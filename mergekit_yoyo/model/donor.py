@@ -12,9 +12,10 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from mergekit_yoyo import card as cards
 from mergekit_yoyo.errors import YoyoError
 from mergekit_yoyo.model.checkpoint import INDEX_FILE, Checkpoint, TensorInfo
-from mergekit_yoyo.model.json_files import read_index
+from mergekit_yoyo.model.json_files import read_index, read_tokenizer
 from mergekit_yoyo.model.layout import load_config
 from mergekit_yoyo.model.merge_yaml import MERGE_FILE, MergeYaml, ModelName, read_merge_yaml
+from mergekit_yoyo.outside import check_folder
 
 # What is fetched of a model on the Hub: everything but weights.
 SMALL_FILES = ["*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken", "*.py", "*.md", "*.yml"]
@@ -90,6 +91,7 @@ def locate(name: ModelName) -> Path:
     """
     path = Path(name.path).expanduser()
     if path.is_dir():
+        check_folder(path)
         return path
     missing = YoyoError(
         f"{name}: neither a folder nor a model of the Hub that can be reached from here. Relative "
@@ -101,6 +103,7 @@ def locate(name: ModelName) -> Path:
     try:
         cached = snapshot_download(name.path, revision=name.revision, local_files_only=True)
         if (Path(cached) / "config.json").is_file():
+            check_folder(Path(cached))
             return Path(cached)
     except LocalEntryNotFoundError:
         pass
@@ -196,7 +199,5 @@ def same_tokenizer(one: Path, other: Path) -> bool:
 
 
 def _vocabulary(file: Path) -> dict[str, int]:
-    from tokenizers import Tokenizer
-
-    vocabulary: dict[str, int] = Tokenizer.from_file(str(file)).get_vocab()
+    vocabulary: dict[str, int] = read_tokenizer(file).get_vocab()
     return vocabulary

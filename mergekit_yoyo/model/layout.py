@@ -28,7 +28,7 @@ import torch
 
 from mergekit_yoyo.errors import YoyoError
 from mergekit_yoyo.model.checkpoint import TensorInfo
-from mergekit_yoyo.model.json_files import read_json
+from mergekit_yoyo.model.json_files import read_config
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -124,22 +124,18 @@ def meta_model(config: "PretrainedConfig | Path", stored: Iterable[str] = ()) ->
     Raises:
         YoyoError: no usable config.json, or an architecture that transformers does not have.
     """
-    import transformers
     from transformers.initialization import no_init_weights
 
     if isinstance(config, Path):
         config = load_config(config)
-    name = (config.architectures or ["AutoModelForCausalLM"])[0]
-    model_class: Any = getattr(transformers, name, None)
-    if model_class is None:
-        raise YoyoError(
-            f"config.json: architectures names {name}; transformers {transformers.__version__} "
-            "has no such class, so its checkpoint layout is not known. Upgrade transformers."
-        )
-    with torch.device("meta"), no_init_weights():
-        model: PreTrainedModel = (
-            model_class.from_config(config) if name.startswith("Auto") else model_class(config)
-        )
+    name, found = model_class(config)
+    try:
+        with torch.device("meta"), no_init_weights():
+            model: PreTrainedModel = (
+                found.from_config(config) if name.startswith("Auto") else found(config)
+            )
+    except Exception as error:  # a model fails on impossible values in ways of its own
+        raise YoyoError(f"config.json: transformers cannot build {name} of it: {error}.") from None
     # What transformers' revert looks up anew for each call; kept here, as `from_pretrained` does.
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import PrefixChange
@@ -156,6 +152,27 @@ def meta_model(config: "PretrainedConfig | Path", stored: Iterable[str] = ()) ->
     return model
 
 
+def model_class(config: "PretrainedConfig") -> tuple[str, Any]:
+    """Name and class of the model that `architectures` names; by default the one of the type.
+
+    Raises:
+        YoyoError: transformers has no model of that name.
+    """
+    import transformers
+
+    name = (config.architectures or ["AutoModelForCausalLM"])[0]
+    found = getattr(transformers, name, None)
+    if not isinstance(found, type) or not (
+        issubclass(found, transformers.PreTrainedModel)
+        or (name.startswith("Auto") and hasattr(found, "from_config"))
+    ):
+        raise YoyoError(
+            f"config.json: architectures names {name}; transformers {transformers.__version__} "
+            "has no such class, so its checkpoint layout is not known. Upgrade transformers."
+        )
+    return name, found
+
+
 def load_config(folder: Path) -> "PretrainedConfig":
     """The configuration of the model in `folder`, as transformers reads it (offline).
 
@@ -164,14 +181,11 @@ def load_config(folder: Path) -> "PretrainedConfig":
     """
     if not (folder / "config.json").is_file():
         raise YoyoError(f"{folder}: expected a model folder; it has no config.json.")
-    return config_from(read_json(folder / "config.json"))
+    return config_from(read_config(folder / "config.json"))
 
 
 def config_from(values: Mapping[str, Any]) -> "PretrainedConfig":
     """A configuration from what a config.json holds, in whichever spelling.
-
-    transformers 5 writes infinities as `{"__float__": "Infinity"}`, which `from_dict` alone takes
-    for a value.
 
     Raises:
         YoyoError: transformers does not know the model type or refuses a value.
@@ -185,9 +199,7 @@ def config_from(values: Mapping[str, Any]) -> "PretrainedConfig":
             "does not know. Upgrade transformers."
         )
     try:
-        config_class = transformers.CONFIG_MAPPING[kind]
-        decoded = config_class._decode_special_floats(dict(values))
-        config: PretrainedConfig = config_class.from_dict(decoded)
+        config: PretrainedConfig = transformers.CONFIG_MAPPING[kind].from_dict(dict(values))
     except Exception as error:  # validators of many kinds
         raise YoyoError(f"config.json: transformers refuses it: {error}") from None
     return config

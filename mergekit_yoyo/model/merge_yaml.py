@@ -4,10 +4,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import yaml
 from pydantic import ValidationError
 
 from mergekit_yoyo.errors import YoyoError, explain_invalid
+from mergekit_yoyo.model.json_files import MOST_LAYERS, NAME_BYTES
+from mergekit_yoyo.outside import load_yaml, read_text
 
 if TYPE_CHECKING:
     from mergekit.common import ModelReference
@@ -80,18 +81,35 @@ def read_merge_yaml(file: Path) -> MergeYaml:
     """
     from mergekit.config import MergeConfiguration
 
+    text = read_text(file)
+    data = load_yaml(text, f"{file}: mergekit would not accept this merge YAML")
     try:
-        text = file.read_text(encoding="utf-8")
-        data = yaml.safe_load(text)
         config = MergeConfiguration.model_validate(data)
-    except (OSError, UnicodeDecodeError) as error:
-        raise YoyoError(f"{file}: the merge YAML cannot be read: {error}") from None
     except ValidationError as error:
         wrong = explain_invalid(error, data)
         raise YoyoError(f"{file}: mergekit would not accept this merge YAML: {wrong}") from None
-    except (yaml.YAMLError, RuntimeError) as error:  # RuntimeError: mergekit's own validators
+    except RuntimeError as error:  # mergekit's own validators
         raise YoyoError(f"{file}: mergekit would not accept this merge YAML: {error}") from None
-    return MergeYaml(text, config, _inputs(config))
+    inputs = _inputs(config)
+    _check_bounds(config, inputs, file)
+    return MergeYaml(text, config, inputs)
+
+
+def _check_bounds(config: "MergeConfiguration", inputs: list[ModelName], file: Path) -> None:
+    """Refuse names that no model can have, and slices that no model is deep enough for."""
+    for name in inputs:
+        parts = name.path.split("/")
+        if "\0" in name.path or any(len(part.encode()) > NAME_BYTES for part in parts):
+            raise YoyoError(f"{file}: no model can have the name {name.path[:60]!r}...")
+    slices = list(config.slices or [])
+    for module in (config.modules or {}).values():
+        slices += module.slices or []
+    for source in (source for part in slices for source in part.sources):
+        first, end = source.layer_range
+        if end - first > MOST_LAYERS:
+            raise YoyoError(
+                f"{file}: layer_range [{first}, {end}] of {source.model} is deeper than any model."
+            )
 
 
 def references(config: "MergeConfiguration") -> "list[ModelReference]":

@@ -1,17 +1,21 @@
 """Reads a merge's record back: complete, unfinished, or cut off in its last line by a crash."""
 
-import json
+import math
 from dataclasses import dataclass
-from math import prod
+from datetime import datetime
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
+import numpy as np
 from pydantic import BaseModel, ValidationError
 
 from mergekit_yoyo.errors import YoyoError, explain_invalid
-from mergekit_yoyo.record.schema import COLUMNS, SCHEMA_VERSION, Header, TensorLine
+from mergekit_yoyo.outside import check_regular, check_size, load_json
+from mergekit_yoyo.record.schema import BOUNDS, COLUMNS, SCHEMA_VERSION, Header, TensorLine
 
+_BYTES = 2**30  # a record of 30,000 tensors has 40 MB
+_MOST = 2**63  # of anything counted
 _SAID = 300  # letters of what is wrong with a line: it may be wrong in every number
 
 
@@ -44,7 +48,9 @@ def read_record(path: Path) -> Record:
         YoyoError: there is no such file, it is no record or one of another schema version, or a
             line is not as the schema has it.
     """
+    check_regular(path)
     try:
+        check_size(path, _BYTES)
         lines = path.read_bytes().split(b"\n")
     except OSError as error:
         raise YoyoError(
@@ -59,6 +65,8 @@ def read_record(path: Path) -> Record:
         last = number == len(lines)
         if last and not text:
             break
+        if b"NaN" in text and (found := _parsed(text)) is not None and _has_nan(found):
+            raise YoyoError(f"{path}, line {number}: NaN is no number of a record; null is.")
         try:
             tensor = TensorLine.model_validate_json(text)
         except ValidationError as error:
@@ -84,24 +92,51 @@ def _header(path: Path, text: bytes) -> Header:
             "`parameters: {report: FILE}` in a merge's YAML makes a record."
         )
     version = data.get("schema_version")
-    if version != SCHEMA_VERSION:
-        writer = dict(data.get("versions") or {}).get("mergekit-yoyo", "another version")
+    if type(version) is not int or version != SCHEMA_VERSION:  # true and 1.0 are equal to 1
+        versions = data.get("versions")
+        named = isinstance(versions, dict) and versions.get("mergekit-yoyo")
+        writer = named or "another version"
         raise YoyoError(
             f"{path}: schema version {version}, written by mergekit-yoyo {writer}; this one reads "
             f"version {SCHEMA_VERSION}. Use that mergekit-yoyo, or run the merge again with this."
         )
     try:
-        return Header.model_validate(data)
+        header = Header.model_validate(data)
     except ValidationError as error:
         raise _no_line(path, 1, text, error, Header) from error
+    if wrong := _impossible_header(header):
+        raise YoyoError(f"{path}, line 1: {wrong}.")
+    return header
+
+
+def _impossible_header(header: Header) -> str:
+    """What no merge has, or nothing."""
+    if not header.inputs or len(set(header.inputs)) < len(header.inputs):
+        return f"inputs: expected the names of models, each once; got {header.inputs}"
+    if header.tensors is not None and not 0 <= header.tensors < _MOST:
+        return f"tensors: expected a count; got {header.tensors}"
+    for name, value in header.parameters.items():
+        if isinstance(value, int | float) and not abs(value) < _MOST:
+            return f"parameters.{name}: no option can be {str(value)[:24]}"
+    try:
+        datetime.fromisoformat(header.started)
+    except ValueError:
+        return f"started: expected a date (ISO 8601); got {header.started!r}"
+    return ""
 
 
 def _parsed(text: bytes) -> Any:
     """What a line of JSON says, None if it is none."""
     try:
-        return json.loads(text)
-    except ValueError:
+        return load_json(text, "")
+    except YoyoError:
         return None
+
+
+def _has_nan(value: Any) -> bool:
+    if isinstance(value, dict | list):
+        return any(map(_has_nan, value.values() if isinstance(value, dict) else value))
+    return isinstance(value, float) and math.isnan(value)
 
 
 def _no_line(
@@ -121,8 +156,30 @@ def _misfit(tensor: TensorLine) -> str:
             continue
         if len(rows) != problems or (width and any(len(row) != width for row in rows)):
             return f"expected {problems}{f' x {width}' if width else ''} {column}"
+    if any(not 0 <= size < _MOST for size in tensor.shape) or math.prod(tensor.shape) >= _MOST:
+        return f"no tensor has the shape {tensor.shape}"
+    for finding in tensor.warnings:
+        if not 0 < finding.problems <= max(problems, 1):
+            return f"a warning of {finding.problems} problems, of {problems}"
+        if finding.model is not None and finding.model not in (tensor.inputs or ()):
+            return f"a warning of {finding.model}, which is no input of it"
     if not problems:
         return ""
-    if prod(tensor.shape) % problems:
+    if math.prod(tensor.shape) % problems:
         return f"{problems} problems do not divide the shape {tensor.shape}"
+    return _impossible(tensor)
+
+
+def _impossible(tensor: TensorLine) -> str:
+    """A number that no merge leaves in its column, or nothing. Null is none, NaN is impossible."""
+    for column, (lowest, highest) in BOUNDS.items():
+        rows = getattr(tensor, column)
+        if not rows:
+            continue
+        values = np.asarray(rows, dtype=float)
+        wrong = values[~(np.isnan(values) | ((values >= lowest) & (values <= highest)))]
+        if wrong.size:
+            return f"{column}: {wrong[0]:.4g} is impossible"
+    if math.prod(tensor.shape) == 0 and any(norm for row in tensor.norms for norm in row):
+        return f"a tensor of shape {tensor.shape} has no norm"
     return ""

@@ -120,6 +120,24 @@ COLUMNS = {
     if isinstance(per, Per)
 }
 
+# What the numbers of a column can be, in a record of whatever making; the cosines and shares are
+# rounded. Norms are bounded so that their squares and sums are float64.
+_ROUNDED = 1.001
+BOUNDS: dict[str, tuple[float, float]] = {
+    "norms": (0, 1e100),
+    "residual_norms": (0, 1e100),
+    "cosines": (-_ROUNDED, _ROUNDED),
+    "weights": (0, _ROUNDED),
+    "center_weights": (0, _ROUNDED),
+    "energy": (0, _ROUNDED),
+    "energy_scale": (0, 1e100),
+    "strength": (0, 1e100),
+    "condition_number": (0, 1e300),
+    "recalled": (-1e100, 1e100),
+    "rank": (0, 2**31),
+    "iterations": (0, 2**31),
+}
+
 
 def pairs(count: int) -> list[tuple[int, int]]:
     """The pairs of inputs in the order of `cosines`."""

@@ -5,23 +5,26 @@ the bare file of `mlx_lm.evaluate` (only the harness's `results`: no model name,
 Markdown table of scores, as cards publish them (see `markdown`).
 """
 
-import json
-import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from mergekit_yoyo.errors import YoyoError, nearest
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from mergekit_yoyo.errors import YoyoError, explain_invalid, nearest
+from mergekit_yoyo.outside import load_json, read_text
 from mergekit_yoyo.scores.markdown import read_markdown
 from mergekit_yoyo.scores.results import (
     ModelResult,
     Score,
     TaskResult,
 )
+from mergekit_yoyo.scores.statistics import is_share
 from mergekit_yoyo.seven_tasks import BENCHMARKS
 
+_LARGEST = 1e300  # of a score that is no share: a perplexity
 # eval_MODEL_VERSION[_SHOTS]_TASKS, the version being lm-eval's
 _MLX_NAME = re.compile(r"eval_(?P<model>.+)_\d+\.\d+\.\d+[^_]*(_\d\d+)?_.+")
 
@@ -84,16 +87,10 @@ def _read(path: Path) -> list[ModelResult]:
         return [result for file in files for result in _read(file)]
     if not path.exists():
         raise YoyoError(f"{path}: no such file or folder.")
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (UnicodeDecodeError, OSError) as error:
-        raise YoyoError(f"{path}: not a result file (not readable as text: {error}).") from error
+    text = read_text(path)
     if path.suffix == ".md":
         return read_markdown(path, text)
-    try:
-        data = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise YoyoError(f"{path}: not a result file (not JSON: {error}).") from error
+    data = load_json(text, path)
     if isinstance(data, dict) and isinstance(data.get("results"), dict):
         return [_read_harness(path, data)]
     if isinstance(data, dict) and data and all(_is_task_entry(entry) for entry in data.values()):
@@ -111,14 +108,65 @@ def _is_task_entry(entry: object) -> bool:
     return isinstance(entry, dict) and any("," in key for key in entry)
 
 
+_Name = Annotated[str, Field(max_length=4096)]
+_Count = Annotated[int, Field(strict=True, ge=0, lt=2**63)]
+_Flag = Annotated[bool, Field(strict=True)]
+
+
+class _Counts(BaseModel):
+    effective: _Count | None = None
+    original: _Count | None = None
+
+
+class _Config(BaseModel):
+    model_args: str | dict[str, Any] | None = None
+    quantization: dict[str, Any] | None = None
+
+
+class _Harness(BaseModel):
+    """What is read of the harness's JSON; a part that is not there may be null as well."""
+
+    model_config = ConfigDict(protected_namespaces=())
+
+    results: dict[str, dict[str, Any]]
+    versions: dict[str, str | int | float | None] | None = None
+    shots: dict[str, _Count | None] | None = Field(None, alias="n-shot")
+    samples: dict[str, _Counts | None] | None = Field(None, alias="n-samples")
+    higher_is_better: dict[str, dict[str, _Flag | None] | None] | None = None
+    configs: dict[str, dict[str, Any] | None] | None = None
+    config: _Config | None = None
+    group_subtasks: dict[str, list[str]] | None = None
+    model_name: _Name | None = None
+    chat_template: str | _Flag | None = None
+    lm_eval_version: str | None = None
+
+
+def _check_harness(path: Path, data: dict[str, Any]) -> None:
+    try:
+        checked = _Harness.model_validate(data)
+    except ValidationError as error:
+        raise YoyoError(f"{path}: not a result file: {explain_invalid(error, data)}.") from None
+    groups = checked.group_subtasks or {}
+    for group in groups:
+        inside, left = set[str](), list(groups[group])
+        while left:
+            task = left.pop()
+            if task == group:
+                raise YoyoError(f"{path}: group_subtasks: {group} is inside itself.")
+            if task not in inside:
+                inside.add(task)
+                left += groups.get(task, [])
+
+
 def _read_harness(path: Path, data: dict[str, Any]) -> ModelResult:
+    _check_harness(path, data)
     config = data.get("config") or {}
     model = data.get("model_name") or _pretrained(config.get("model_args"))
     quantization = config.get("quantization") or {}
     # The template that was applied, null for none; very old files have no such key.
     chat_template = bool(data["chat_template"]) if "chat_template" in data else None
     date = data.get("date") or 0.0
-    if not isinstance(date, int | float):
+    if not isinstance(date, int | float) or not 0 <= date < 1e12:
         raise YoyoError(f"{path}: date: expected seconds since 1970; got {date!r}.")
     name = Path(model).name if model else ""
     if name in {"", ".", ".."}:  # of the folder that it was run in, which is not recorded
@@ -139,7 +187,8 @@ def _pretrained(arguments: object) -> str | None:
     if isinstance(arguments, str):
         arguments = dict(part.split("=", 1) for part in arguments.split(",") if "=" in part)
     if isinstance(arguments, dict):
-        return arguments.get("pretrained") or arguments.get("path_or_hf_repo")
+        name = arguments.get("pretrained") or arguments.get("path_or_hf_repo")
+        return name if isinstance(name, str) else None
     return None
 
 
@@ -195,11 +244,18 @@ def _metrics(path: Path, task: str, entry: object) -> dict[str, Score]:
         metric, comma, filter_name = key.partition(",")
         if not comma or metric.endswith("_stderr") or not isinstance(value, int | float):
             continue
-        if not math.isfinite(value):
+        if isinstance(value, bool) or not -_LARGEST < value < _LARGEST:
             raise YoyoError(f"{path}: task {task}: {metric} is {value}, not a finite number.")
+        share = is_share(metric)
+        if share and not 0 <= value <= 1:
+            raise YoyoError(f"{path}: task {task}: {metric} is {value}: expected 0 to 1.")
         stderr = entry.get(f"{metric}_stderr,{filter_name}")
-        if not isinstance(stderr, int | float) or not math.isfinite(stderr):
-            stderr = None  # the harness writes "N/A" where it has no formula
+        if not isinstance(stderr, int | float) or stderr != stderr:
+            stderr = None  # the harness writes "N/A" where it has no formula, NaN for one item
+        elif not 0 <= stderr <= (1 if share else _LARGEST):
+            raise YoyoError(
+                f"{path}: task {task}: the standard error of {metric} is {stderr}: impossible."
+            )
         name = metric if filter_name == "none" else f"{metric},{filter_name}"
         scores[name] = Score(float(value), stderr)
     return scores

@@ -8,7 +8,6 @@ smaller paired error than that, so the unpaired one claims less. Of right and wr
 same items the exact test of McNemar needs no such approximation.
 """
 
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mergekit_yoyo.errors import YoyoError
+from mergekit_yoyo.outside import check_regular, load_json
 from mergekit_yoyo.scores.results import UNSTATED, TaskResult
 
 # The metrics that are a share of right answers, whose error follows from the number of items.
@@ -148,12 +148,10 @@ def read_samples(path: Path, metric: str) -> Iterator[dict[str, Any]]:
         YoyoError: a line is not a sample.
     """
     wanted = metric.partition(",")[2] or "none"
+    check_regular(path)
     with path.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, start=1):
-            try:
-                sample = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise YoyoError(f"{path}, line {number}: not JSON ({error}).") from error
+            sample = load_json(line, f"{path}, line {number}")
             if not isinstance(sample, dict) or "doc_id" not in sample:
                 raise YoyoError(f"{path}, line {number}: not a sample of lm-eval (no doc_id).")
             if sample.get("filter", "none") == wanted:
