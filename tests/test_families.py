@@ -8,7 +8,7 @@ import pytest
 import torch
 import yaml
 from click.testing import CliRunner
-from families import FAMILIES, names_of
+from families import FAMILIES, names_of, write_family
 from family_road import (
     MODELS,
     Road,
@@ -19,7 +19,7 @@ from family_road import (
     travel,
     write_inputs,
 )
-from finish_fixtures import files_of, tensor_bytes
+from finish_fixtures import files_of, tensor_bytes, write_tokenizer
 from method_fixtures import Tensors, assert_is_merge, fine_tune, mergekit, tensors_of
 from safetensors.torch import load_file, save_file
 
@@ -40,14 +40,7 @@ def _silent() -> None:
     transformers.logging.disable_progress_bar()
 
 
-# config.json with {"__float__": "Infinity"}, which only from_pretrained reads so far
-INFINITE = {"falcon_h1", "granitemoehybrid", "granite-4-dense"}
-
-
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(n, marks=pytest.mark.xfail(n in INFINITE, reason="floats")) for n in FAMILIES],
-)
+@pytest.mark.parametrize("name", FAMILIES)
 def test_a_family_arrives_whole(name: str, tmp_path: Path) -> None:
     road = travel(name, tmp_path)
     assert (road.merge, road.inspect, road.finish, road.transformers) == ("", "", "", "")
@@ -209,6 +202,67 @@ def test_what_the_base_lacks_is_left_out_and_the_config_says_so(
     promises = [text for text in seen.of_level("warning") if "promises blocks" in text]
     assert [str(inputs[0]) in text for text in promises] == [True]
     assert any("left out, since base_model has none" in text for text in seen.of_level("warning"))
+
+
+def test_buffers_of_older_checkpoints_keep_their_dtype(tmp_path: Path) -> None:
+    """What a loader works out anew is copied to the bit, whatever dtype the YAML asks for."""
+    inputs = write_inputs("llama", tmp_path)
+    buffers = {
+        "model.layers.0.self_attn.rotary_emb.inv_freq": torch.rand(4),
+        "model.layers.1.self_attn.rotary_emb.inv_freq": torch.rand(4),
+        "model.embeddings.position_ids": torch.arange(1000),
+    }
+    models = [
+        fine_tune(path, tmp_path / f"x{k}", k, change=lambda tensors: {**tensors, **buffers})
+        for k, path in enumerate(inputs)
+    ]
+    _merge(merge_yaml(models) + "dtype: bfloat16\n", tmp_path / "merged")
+    merged = tensors_of(tmp_path / "merged")
+    assert all(torch.equal(merged[name], buffer) for name, buffer in buffers.items())
+    assert all(merged[name].dtype == buffer.dtype for name, buffer in buffers.items())
+    assert merged["model.norm.weight"].dtype == torch.bfloat16
+
+
+def test_further_tables_of_the_vocabulary_go_with_the_tokenizer(tmp_path: Path) -> None:
+    """DeepSeek-V3's block for prediction has tables of its own; `b` knows a word more."""
+    first = write_family(tmp_path / "a", "deepseek_v3")
+    tables = (
+        "model.embed_tokens.weight",
+        "lm_head.weight",
+        "model.layers.3.embed_tokens.weight",
+        "model.layers.3.shared_head.head.weight",
+    )
+
+    def longer(tensors: Tensors) -> Tensors:
+        row = torch.full((1, 32), 0.5, dtype=torch.bfloat16)
+        return tensors | {name: torch.cat([tensors[name], row]) for name in tables}
+
+    other = fine_tune(first, tmp_path / "b", 1, change=longer, config={"vocab_size": 65})
+    write_tokenizer(other, 65)
+    _merge(merge_yaml([first, other]) + "tokenizer: {source: union}\n", tmp_path / "merged")
+    merged, models = tensors_of(tmp_path / "merged"), [tensors_of(first), tensors_of(other)]
+    known = []
+    for name in tables:
+        assert merged[name].shape == (65, 32)
+        rows = [tensors[name][:64].clone() for tensors in models]
+        known.append(
+            torch.nn.functional.cosine_similarity(
+                merged[name][:64].double(), sum(rows).double(), dim=1
+            )
+        )
+    assert torch.stack(known).min() > 0.99  # each row is of the word it was of
+
+
+def test_models_in_both_layouts_merge(tmp_path: Path) -> None:
+    """One model stores its experts packed, another each by itself."""
+    first = write_family(tmp_path / "a", "qwen3_5_moe")
+    write_family(tmp_path / "b", "qwen3_5_moe-experts", seed=1)
+    _merge(merge_yaml([first, tmp_path / "b"]), tmp_path / "merged")
+    merged, packed, apart = (tensors_of(tmp_path / name) for name in ("merged", "a", "b"))
+    start = "model.language_model.layers.2.mlp.experts"
+    for k in range(4):
+        ups = [packed[f"{start}.gate_up_proj"][k, 16:], apart[f"{start}.{k}.up_proj.weight"]]
+        assert_is_merge(merged[f"{start}.gate_up_proj"][k, 16:].contiguous(), ups)
 
 
 def test_shapes_that_differ_are_refused(tmp_path: Path) -> None:

@@ -9,13 +9,12 @@ import torch
 
 from mergekit_yoyo.errors import YoyoError
 from mergekit_yoyo.finish.config import parameter_name
+from mergekit_yoyo.model.buffers import is_recomputed
 from mergekit_yoyo.model.checkpoint import TensorInfo, main_dtype
 from mergekit_yoyo.model.layout import LayoutPlan, plan_layout
 from mergekit_yoyo.model.predictions import prediction_names
 
 _SHOWN = 3
-# buffers of older checkpoints, which every loader works out from the config
-_RECOMPUTED = ("rotary_emb.inv_freq", "position_ids", "attention.masked_bias", "attention.bias")
 _MTP = " --without-mtp finishes it without its blocks for multi-token prediction."
 
 
@@ -167,7 +166,7 @@ def _not_merged(
         if spelled(name) not in present
         and name not in known
         and name not in excused
-        and not name.endswith(_RECOMPUTED)
+        and not is_recomputed(name)
     ]
 
 

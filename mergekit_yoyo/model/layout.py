@@ -187,6 +187,9 @@ def load_config(folder: Path) -> "PretrainedConfig":
 def config_from(values: Mapping[str, Any]) -> "PretrainedConfig":
     """A configuration from what a config.json holds, in whichever spelling.
 
+    transformers 5 writes infinities as `{"__float__": "Infinity"}`, which `from_dict` alone takes
+    for a value.
+
     Raises:
         YoyoError: transformers does not know the model type or refuses a value.
     """
@@ -199,7 +202,9 @@ def config_from(values: Mapping[str, Any]) -> "PretrainedConfig":
             "does not know. Upgrade transformers."
         )
     try:
-        config: PretrainedConfig = transformers.CONFIG_MAPPING[kind].from_dict(dict(values))
+        config_class = transformers.CONFIG_MAPPING[kind]
+        decoded = config_class._decode_special_floats(dict(values))
+        config: PretrainedConfig = config_class.from_dict(decoded)
     except Exception as error:  # validators of many kinds
         raise YoyoError(f"config.json: transformers refuses it: {error}") from None
     return config

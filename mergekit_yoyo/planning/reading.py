@@ -18,7 +18,6 @@ from mergekit.io.lazy_tensor_loader import ShardedTensorIndex
 from mergekit.io.tasks import GatherTensors, LoaderCache
 from safetensors import safe_open
 
-from mergekit_yoyo.errors import YoyoError
 from mergekit_yoyo.model.checkpoint import TensorInfo, read_header
 from mergekit_yoyo.model.sources import Sources
 
@@ -40,7 +39,7 @@ class Reader:
         self.sources: Sources | None = None
         try:
             self.sources = Sources(self.config, self.names)
-        except YoyoError as error:
+        except Exception as error:  # of any kind: custom classes fail in their own ways
             LOG.warning("%s: packed or renamed tensors are not looked up: %s", model, error)
         self._infos: dict[str, dict[str, TensorInfo]] = {}
         self._open: dict[tuple[Path, str], Any] = {}

@@ -17,6 +17,8 @@ from mergekit.config import ConfigReader, OutputModuleDefinition, OutputSliceDef
 from mergekit.io.tasks import GatherTensors
 
 from mergekit_yoyo.errors import YoyoError
+from mergekit_yoyo.model.buffers import is_recomputed
+from mergekit_yoyo.model.checkpoint import TensorInfo
 from mergekit_yoyo.model.predictions import set_predictions
 from mergekit_yoyo.planning.law import Account, Layers, Lost, account
 from mergekit_yoyo.planning.reading import Reader, gather_converted, reader_of
@@ -169,7 +171,11 @@ class Repair:
         axis = 0 if self._indexes_tokens(name, readers, list(held.values())) else None
         if axis is None:
             _check_shapes(name, readers, list(held.values()))
-        options = {"optional": bool(lacking), "vocabulary_axis": axis}
+        options = {
+            "optional": bool(lacking),
+            "vocabulary_axis": axis,
+            "force_dtype": _own_dtype(name, readers[0].info(next(iter(held.values())))),
+        }
         self._append(
             WeightInfo(name=name, **options),
             [WeightInfo(name=held.get(model, name), **options) for model in models],
@@ -183,7 +189,7 @@ class Repair:
             return False
         for reader, stored in zip(readers, names, strict=True):
             info, text = reader.info(stored), reader.config.get_text_config()
-            if info is not None and info.shape[0] != text.vocab_size:
+            if info is None or info.shape[0] != text.vocab_size:
                 return False
         return True
 
@@ -258,6 +264,13 @@ def _merged_apart(pairs: Sequence[tuple[Reader, WeightInfo]]) -> bool:
         if reader.sources is None or target is None or not reader.sources.of[target].joins:
             return False
     return True
+
+
+def _own_dtype(name: str, info: TensorInfo | None) -> str | None:
+    """The dtype of a tensor that the YAML's `dtype:` must not change: of indices and masks."""
+    if info is None or (info.dtype.is_floating_point and not is_recomputed(name)):
+        return None
+    return str(info.dtype).removeprefix("torch.")
 
 
 def _check_shapes(name: str, readers: Sequence[Reader], names: Sequence[str]) -> None:
