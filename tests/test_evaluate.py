@@ -21,6 +21,8 @@ from mergekit_yoyo.evaluation.model_folder import describe_quantization, open_mo
 from mergekit_yoyo.progress import Silent
 from mergekit_yoyo.scores import build_table, compare, read_results
 
+pytestmark = pytest.mark.slow
+
 CHAT = (
     "{% for message in messages %}<{{ message.role }}>{{ message.content }}{% endfor %}"
     "{% if add_generation_prompt %}<answer>{% endif %}"

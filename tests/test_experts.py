@@ -7,6 +7,8 @@ from held_out import DOMAINS, EXPERTS, HELD_OUT, held_out_losses
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoTokenizer
 
+pytestmark = pytest.mark.slow
+
 MODELS = ("base", *DOMAINS)
 FILES = {
     "config.json",

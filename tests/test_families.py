@@ -29,6 +29,8 @@ from mergekit_yoyo.finish import finish, plan_finish
 from mergekit_yoyo.inspection import inspect
 from mergekit_yoyo.planning import hook, planning
 
+pytestmark = pytest.mark.slow
+
 MTP = {"qwen3_next", "qwen3_5", "qwen3_5_moe", "qwen3_5_moe-experts", "glm4_moe", "deepseek_v3"}
 
 

@@ -15,6 +15,8 @@ import pytest
 import torch
 from method_fixtures import assert_is_merge, tensors_of
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parent.parent
 HOOK = "mergekit_yoyo.pth"
 KNOWN = "from mergekit.merge_methods import get; print(get('yoyo_fusion').spec.pretty_name)"

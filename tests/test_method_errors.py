@@ -10,6 +10,8 @@ from finish_fixtures import run_mergekit, write_checkpoint
 from method_fixtures import Tensors, fine_tune, mergekit, recipe, sliced
 from safetensors.torch import save_file
 
+pytestmark = pytest.mark.slow
+
 ABC = ["./a", "./b", "./c"]
 BASED = ["./base", *ABC]
 ANCHORED = "base_model: ./base\nparameters: {center: anchor}\n"

@@ -18,6 +18,8 @@ from method_fixtures import (
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
 
+pytestmark = pytest.mark.slow
+
 ABC = ("a", "b", "c")
 FOUR = ("base", *ABC)  # an even number: the two kinds of median differ
 OPTIONS = {

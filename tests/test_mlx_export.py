@@ -29,6 +29,8 @@ from mergekit_yoyo.mlx.card import _deckard
 from mergekit_yoyo.mlx.export import _whether_to_verify
 from mergekit_yoyo.mlx.verify import measure_drift
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
 ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "COLUMNS": "120"}
