@@ -61,11 +61,11 @@ def write_checkpoint(
     """
     split = shard(infos, max_shard_size)
     with ExitStack() as stack:
-        shards: dict[str, _Shard] = {}
+        shards: dict[str, ShardFile] = {}
         for file, names in split.filename_to_tensors.items():
             (folder / file).unlink(missing_ok=True)  # it may be a second name of another's file
             opened = stack.enter_context((folder / file).open("wb"))
-            shards[file] = _Shard(opened, {name: infos[name] for name in names})
+            shards[file] = ShardFile(opened, {name: infos[name] for name in names})
         waiting = dict(split.tensor_to_filename)
         for name, tensor in tensors:
             expected = infos.get(name)
@@ -82,7 +82,7 @@ def write_checkpoint(
     return sorted(split.filename_to_tensors) + [INDEX_FILE] * split.is_sharded
 
 
-class _Shard:
+class ShardFile:
     """A safetensors file whose header stands and whose data is still to come."""
 
     def __init__(self, file: BinaryIO, infos: Mapping[str, TensorInfo]) -> None:

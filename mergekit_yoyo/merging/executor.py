@@ -1,0 +1,208 @@
+"""Our executor for mergekit's `run_merge`: the same targets, cut into parts that a crew computes.
+
+It has the interface of mergekit's `Executor` and `MultiGPUExecutor`: `run` yields each target with
+its value. Files are in place when it ends; what mergekit writes around them is mergekit's.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import mergekit.merge
+from mergekit.common import ModelReference
+from mergekit.graph import Executor, Task
+from mergekit.io.tasks import SaveTensor
+from mergekit.options import MergeOptions
+from mergekit.tokenizer import BuildTokenizer
+
+from mergekit_yoyo.errors import YoyoError
+from mergekit_yoyo.merging.journal import Identity, Journal, Layout, changes
+from mergekit_yoyo.merging.parts import Output, Part, Sizes, file_names, index_of, lay_out
+from mergekit_yoyo.merging.stored import StoredModel, stored_models
+from mergekit_yoyo.merging.verifying import is_sound
+from mergekit_yoyo.merging.worker import Job, check_unchanged
+from mergekit_yoyo.model.checkpoint import INDEX_FILE
+from mergekit_yoyo.progress import Progress
+
+# Options of mergekit that change how fast a merge is, not what it is.
+_OF_SPEED = {
+    *("quiet", "verbosity", "num_threads", "async_write", "write_threads", "multi_gpu"),
+    *("low_cpu_memory", "read_to_gpu", "gpu_rich", "cuda", "lazy_unpickle", "transformers_cache"),
+    *("lora_merge_cache", "clone_tensors", "safe_serialization"),
+}
+_PACKAGES = ("mergekit", "mergekit-yoyo", "torch", "transformers")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What there is to do, before the first tensor is read.
+
+    outputs: all. parts: those that are not done. done: how many were.
+    """
+
+    parts: list[Part]
+    done: int
+    bytes: int
+    largest: int
+
+
+class PartExecutor:
+    """Executes a plan of mergekit in durable parts.
+
+    targets: of `MergePlanner.plan_to_disk`. folder: where the files go. journal: what is done.
+    crew: gives who computes, once it is known how much there is to do.
+    """
+
+    def __init__(
+        self,
+        targets: Sequence[Task],
+        *,
+        folder: Path,
+        journal: Journal,
+        yaml: str,
+        options: MergeOptions,
+        least_parts: int,
+        crew: Callable[[Prepared], Any],
+        progress: Progress,
+    ) -> None:
+        self._targets = targets
+        self._folder = folder
+        self._journal = journal
+        self._yaml = yaml
+        self._options = options
+        self._least_parts = least_parts
+        self._crew = crew
+        self._progress = progress
+
+    def run(self, quiet: bool = False) -> Iterator[tuple[Task, Any]]:
+        """Compute what is not done; yields each target as mergekit's executors do.
+
+        Raises:
+            YoyoError: the journal is of another merge, an input changed, a worker fails.
+        """
+        known = self._tokenizers()
+        yield from known
+        saves = [target for target in self._targets if isinstance(target, SaveTensor)]
+        stored = stored_models(_models_of(saves))
+        parts = self._lay_out(saves, stored, known)
+        inputs = {str(model.folder): model.identity() for model in stored.values()}
+        self._drop_damaged(parts)
+        jobs = [
+            Job(part, self._folder, self._options, tuple(stored), known, inputs)
+            for part in parts
+            if part.file not in self._journal.done
+        ]
+        largest = max((o.bytes * (1 + len(stored)) for p in parts for o in p.outputs), default=0)
+        total = sum(job.part.bytes for job in jobs)
+        prepared = Prepared([job.part for job in jobs], len(parts) - len(jobs), total, largest)
+        crew = self._crew(prepared)
+        self._progress.begin(f"merging {len(jobs)} parts", total, "bytes")
+        for k, (job, done) in enumerate(crew.run(jobs, self._progress.advance), start=1):
+            self._journal.append(done)
+            self._progress.say(f"part {k} of {len(jobs)}: {job.part.file}")
+        check_unchanged(inputs)
+        self._write_index(parts)
+        for target in self._targets:
+            if not isinstance(target, BuildTokenizer):
+                yield target, None
+
+    def _tokenizers(self) -> tuple[tuple[Task, Any], ...]:
+        wanted = [target for target in self._targets if isinstance(target, BuildTokenizer)]
+        return tuple(Executor(wanted).run(quiet=True)) if wanted else ()
+
+    def _lay_out(
+        self,
+        saves: Sequence[SaveTensor],
+        stored: dict[ModelReference, StoredModel],
+        known: tuple[tuple[Task, Any], ...],
+    ) -> list[Part]:
+        """The parts: as the journal has them, else laid out now."""
+        vocabulary = next((len(value.tokenizer.get_vocab()) for _, value in known), None)
+        sizes = Sizes(stored, vocabulary)
+        outputs = [sizes.output(save) for save in saves]
+        identity = Identity(
+            yaml=self._yaml,
+            options={
+                name: value
+                for name, value in self._options.model_dump(mode="json").items()
+                if name not in _OF_SPEED
+            },
+            versions={package: version(package).split("+")[0] for package in _PACKAGES},
+            inputs={str(model): found.identity() for model, found in stored.items()},
+        )
+        layout = self._journal.layout
+        if layout is None:
+            parts = lay_out(
+                outputs,
+                stored,
+                shard_bytes=self._options.out_shard_size,
+                least=self._least_parts,
+            )
+            names = {part.file: [o.name for o in part.outputs] for part in parts}
+            self._journal.begin(Layout(identity=identity, parts=names))
+            return parts
+        if changed := changes(layout.identity, identity):
+            raise YoyoError(
+                f"{self._journal.file.parent}: holds the beginning of another merge; changed: "
+                f"{'; '.join(changed)}. Undo that to go on, or start anew with --fresh."
+            )
+        return _as_laid_out(outputs, layout)
+
+    def _drop_damaged(self, parts: Sequence[Part]) -> None:
+        """Forget parts whose file is not what the journal says."""
+        done = [part for part in parts if part.file in self._journal.done]
+        self._progress.begin("checking what is done", len(done), "parts")
+        for part in done:
+            if not is_sound(self._folder / part.file, self._journal.done[part.file]):
+                self._progress.say(f"{part.file} is not as it was written: computed again")
+                del self._journal.done[part.file]
+            self._progress.advance()
+
+    def _write_index(self, parts: Sequence[Part]) -> None:
+        done = {part.file: self._journal.done[part.file] for part in parts}
+        found = {file: part.tensors for file, part in done.items() if part.tensors}
+        for file in done.keys() - found.keys():  # every tensor of it was optional, and left out
+            (self._folder / file).unlink()
+        if list(found) == file_names(1):
+            return
+        index = index_of(found, version("mergekit"))
+        (self._folder / INDEX_FILE).write_text(json.dumps(index, indent=2), encoding="utf-8")
+
+
+def _models_of(saves: Sequence[SaveTensor]) -> list[ModelReference]:
+    return list(dict.fromkeys(m for save in saves for m in save.tensor_task.model_order))
+
+
+def _as_laid_out(outputs: Sequence[Output], layout: Layout) -> list[Part]:
+    by_name = {output.name: output for output in outputs}
+    if by_name.keys() != {name for names in layout.parts.values() for name in names}:
+        raise YoyoError(
+            "The plan of this merge is not what it was: its tensors are others. Start anew with "
+            "--fresh."
+        )
+    return [
+        Part(k, file, tuple(by_name[name] for name in names))
+        for k, (file, names) in enumerate(layout.parts.items(), start=1)
+    ]
+
+
+@contextmanager
+def executing(make: Callable[[Sequence[Task]], PartExecutor]) -> Iterator[None]:
+    """Let mergekit's `run_merge` use our executor, whichever of its own it would choose."""
+
+    def executor(targets: Sequence[Task], **_: object) -> PartExecutor:
+        return make(targets)
+
+    names = ("Executor", "MultiGPUExecutor")
+    own = {name: getattr(mergekit.merge, name) for name in names}
+    for name in names:
+        setattr(mergekit.merge, name, executor)
+    try:
+        yield
+    finally:
+        for name in names:
+            setattr(mergekit.merge, name, own[name])

@@ -1,0 +1,165 @@
+"""How a merge is cut into parts: one file of the model each, laid out before a tensor is read."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from mergekit.architecture import WeightInfo
+from mergekit.common import ModelReference, dtype_from_name
+from mergekit.graph import Task
+from mergekit.io.tasks import GatherTensors, SaveTensor
+from mergekit.tokenizer import PermutedVocabulary
+from mergekit.tokenizer.truncate import TruncatedVocabulary
+
+from mergekit_yoyo.merging.stored import StoredModel
+from mergekit_yoyo.model.checkpoint import TensorInfo
+
+SMALLEST_PART = 50_000_000  # bytes: below this, a part costs more than it saves
+
+
+@dataclass(frozen=True)
+class Output:
+    """One tensor of the merge, to be computed and saved.
+
+    save: mergekit's own task. info: its shape and dtype, as far as headers tell; None where they
+    do not. bytes: its size, an estimate where info is None.
+    """
+
+    save: SaveTensor
+    info: TensorInfo | None
+    bytes: int
+
+    @property
+    def name(self) -> str:
+        """Its name in the merge."""
+        return str(self.save.tensor_name)
+
+
+@dataclass(frozen=True)
+class Part:
+    """The tensors of one file. number: from 1."""
+
+    number: int
+    file: str
+    outputs: tuple[Output, ...]
+
+    @property
+    def bytes(self) -> int:
+        """Size of its data."""
+        return sum(output.bytes for output in self.outputs)
+
+
+class Sizes:
+    """Shapes and dtypes of what a merge will write, from the headers of its inputs.
+
+    vocabulary: rows of the embedding, where the merge builds its tokenizer.
+    """
+
+    def __init__(
+        self, stored: Mapping[ModelReference, StoredModel], vocabulary: int | None
+    ) -> None:
+        self._stored = stored
+        self._vocabulary = vocabulary
+
+    def output(self, save: SaveTensor) -> Output:
+        """What `save` will write."""
+        task = save.tensor_task
+        inputs = [
+            info
+            for model, weight in _gathered(task.gather_tensors).items()
+            if (info := self._stored[model].info(weight)) is not None
+        ]
+        if not inputs:
+            return Output(save, None, 0)
+        info = TensorInfo(self._shape(task, inputs), _dtype(save, task, inputs))
+        return Output(save, info, info.nbytes)
+
+    def _shape(self, task: Any, inputs: Sequence[TensorInfo]) -> tuple[int, ...]:
+        shape = list(inputs[0].shape)
+        axis = task.output_weight.vocabulary_axis
+        if axis is not None and isinstance(task.gather_tensors, PermutedVocabulary):
+            shape[axis] = self._vocabulary or shape[axis]
+        elif axis is not None and isinstance(task.gather_tensors, TruncatedVocabulary):
+            shape[axis] = min(info.shape[axis] for info in inputs)
+        return tuple(shape)
+
+
+def _gathered(task: Task) -> Mapping[ModelReference, WeightInfo]:
+    while not isinstance(task, GatherTensors):
+        task = task.gather_tensors  # of a permuted or cut vocabulary
+    return dict(task.weight_info.items())
+
+
+def _dtype(save: SaveTensor, task: Any, inputs: Sequence[TensorInfo]) -> torch.dtype:
+    """mergekit casts on loading and on saving; between, the widest of the inputs decides."""
+    loaded = task.output_weight.force_dtype or _gathering(task).dtype
+    dtype: torch.dtype | None = dtype_from_name(save.dtype) or dtype_from_name(loaded)
+    if dtype is None:
+        dtype = inputs[0].dtype
+        for info in inputs:
+            dtype = torch.promote_types(dtype, info.dtype)
+    return dtype
+
+
+def _gathering(task: Any) -> Any:
+    while not isinstance(task, GatherTensors):
+        task = task.gather_tensors
+    return task
+
+
+def lay_out(
+    outputs: Sequence[Output],
+    stored: Mapping[ModelReference, StoredModel],
+    *,
+    shard_bytes: int,
+    least: int,
+) -> list[Part]:
+    """Cut the outputs into files of at most `shard_bytes`, of nearly equal size.
+
+    The tensors come in the order in which the first model has them on its disk, so that each
+    file of an input is opened and read once, in order.
+
+    least: how many parts there should be, so that all workers have something to do; fewer where
+    they would be smaller than `SMALLEST_PART`.
+    """
+    first = next(iter(stored.values()))
+    ordered = sorted(outputs, key=lambda output: first.position(output.name))
+    total = sum(output.bytes for output in ordered)
+    count = max(-(-total // shard_bytes), min(least, total // SMALLEST_PART), 1)
+    groups: list[list[Output]] = [[]]
+    begun = filled = 0
+    for output in ordered:
+        full = filled - begun + output.bytes > shard_bytes
+        due = filled + output.bytes / 2 > total * len(groups) / count
+        if groups[-1] and (full or due):
+            groups.append([])
+            begun = filled
+        groups[-1].append(output)
+        filled += output.bytes
+    names = file_names(len(groups))
+    return [Part(k, names[k - 1], tuple(group)) for k, group in enumerate(groups, start=1)]
+
+
+def file_names(count: int) -> list[str]:
+    """The names of a model's files, as on the Hub."""
+    if count == 1:
+        return ["model.safetensors"]
+    return [f"model-{k:05d}-of-{count:05d}.safetensors" for k in range(1, count + 1)]
+
+
+def index_of(files: Mapping[str, Mapping[str, int]], version: str) -> dict[str, Any]:
+    """The index of several files, as mergekit writes it. files: bytes by tensor, by file."""
+    return {
+        "metadata": {
+            "total_size": sum(sum(tensors.values()) for tensors in files.values()),
+            "mergekit_version": version,
+        },
+        "weight_map": {name: file for file, tensors in files.items() for name in tensors},
+    }
+
+
+def part_path(folder: Path, part: Part) -> Path:
+    """Where a part is written before it is done."""
+    return folder / f".{part.file}.unfinished"
