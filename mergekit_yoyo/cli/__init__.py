@@ -12,6 +12,7 @@ from mergekit_yoyo.errors import YoyoError, nearest
 # name -> (module that holds a click command called `command`, one line of help)
 COMMANDS: dict[str, tuple[str, str]] = {
     "doctor": ("mergekit_yoyo.cli.doctor", "Say whether mergekit knows yoyo_fusion."),
+    "merge": ("mergekit_yoyo.cli.merge", "Merge: look, all cores, finish; goes on after a crash."),
     "inspect": ("mergekit_yoyo.cli.inspect", "Look at a merge before it is run."),
     "report": ("mergekit_yoyo.cli.report", "Show what a merge did: summary, page, pictures."),
     "finish": ("mergekit_yoyo.cli.finish", "Make a merge look like the models that went in."),

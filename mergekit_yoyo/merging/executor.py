@@ -25,8 +25,10 @@ from mergekit_yoyo.merging.parts import Output, Part, Sizes, file_names, index_o
 from mergekit_yoyo.merging.stored import StoredModel, stored_models
 from mergekit_yoyo.merging.verifying import is_sound
 from mergekit_yoyo.merging.worker import Job, check_unchanged
+from mergekit_yoyo.merging.workers import Crew
 from mergekit_yoyo.model.checkpoint import INDEX_FILE
 from mergekit_yoyo.progress import Progress
+from mergekit_yoyo.staging import check_disk_space
 
 # Options of mergekit that change how fast a merge is, not what it is.
 _OF_SPEED = {
@@ -39,23 +41,21 @@ _PACKAGES = ("mergekit", "mergekit-yoyo", "torch", "transformers")
 
 @dataclass(frozen=True)
 class Prepared:
-    """What there is to do, before the first tensor is read.
+    """What there was to do. parts: to compute; done: those that were there; bytes: to write."""
 
-    outputs: all. parts: those that are not done. done: how many were.
-    """
-
-    parts: list[Part]
+    parts: int
     done: int
     bytes: int
-    largest: int
 
 
 class PartExecutor:
     """Executes a plan of mergekit in durable parts.
 
     targets: of `MergePlanner.plan_to_disk`. folder: where the files go. journal: what is done.
-    crew: gives who computes, once it is known how much there is to do.
+    crew: who computes. prepared: what there was to do, once it runs.
     """
+
+    prepared: Prepared
 
     def __init__(
         self,
@@ -65,8 +65,7 @@ class PartExecutor:
         journal: Journal,
         yaml: str,
         options: MergeOptions,
-        least_parts: int,
-        crew: Callable[[Prepared], Any],
+        crew: Crew,
         progress: Progress,
     ) -> None:
         self._targets = targets
@@ -74,7 +73,6 @@ class PartExecutor:
         self._journal = journal
         self._yaml = yaml
         self._options = options
-        self._least_parts = least_parts
         self._crew = crew
         self._progress = progress
 
@@ -89,7 +87,7 @@ class PartExecutor:
         saves = [target for target in self._targets if isinstance(target, SaveTensor)]
         stored = stored_models(_models_of(saves))
         parts = self._lay_out(saves, stored, known)
-        inputs = {str(model.folder): model.identity() for model in stored.values()}
+        inputs = {str(s.folder): s.identity() for s in stored.values() if s.is_local}
         self._drop_damaged(parts)
         jobs = [
             Job(part, self._folder, self._options, tuple(stored), known, inputs)
@@ -98,10 +96,12 @@ class PartExecutor:
         ]
         largest = max((o.bytes * (1 + len(stored)) for p in parts for o in p.outputs), default=0)
         total = sum(job.part.bytes for job in jobs)
-        prepared = Prepared([job.part for job in jobs], len(parts) - len(jobs), total, largest)
-        crew = self._crew(prepared)
+        self.prepared = Prepared(len(jobs), len(parts) - len(jobs), total)
+        check_disk_space(self._folder, total)
+        if jobs:
+            self._progress.say(self._crew.prepare(len(jobs), largest))
         self._progress.begin(f"merging {len(jobs)} parts", total, "bytes")
-        for k, (job, done) in enumerate(crew.run(jobs, self._progress.advance), start=1):
+        for k, (job, done) in enumerate(self._crew.run(jobs, self._progress.advance), start=1):
             self._journal.append(done)
             self._progress.say(f"part {k} of {len(jobs)}: {job.part.file}")
         check_unchanged(inputs)
@@ -140,7 +140,7 @@ class PartExecutor:
                 outputs,
                 stored,
                 shard_bytes=self._options.out_shard_size,
-                least=self._least_parts,
+                least=self._crew.width,
             )
             names = {part.file: [o.name for o in part.outputs] for part in parts}
             self._journal.begin(Layout(identity=identity, parts=names))

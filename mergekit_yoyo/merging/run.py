@@ -15,12 +15,10 @@ from mergekit.options import MergeOptions
 from mergekit_yoyo.merging.executor import PartExecutor, Prepared, executing
 from mergekit_yoyo.merging.journal import Journal, Reached
 from mergekit_yoyo.merging.place import Workplace, held, put_in_place, was_placed, workplace_of
-from mergekit_yoyo.merging.workers import Crew, Workers, choose_workers, crew_of, with_count
+from mergekit_yoyo.merging.workers import Crew
 from mergekit_yoyo.model.merge_yaml import MergeYaml
 from mergekit_yoyo.progress import SILENT, Progress
-from mergekit_yoyo.staging import check_disk_space
-
-MakeCrew = Callable[[Workers, int], Crew]
+from mergekit_yoyo.staging import format_bytes
 
 
 @dataclass(frozen=True)
@@ -33,16 +31,20 @@ class Merged:
     bytes: int
     seconds: float
 
+    def __str__(self) -> str:
+        if not self.parts:
+            return "was merged already"
+        kept = f", {self.kept} parts were there already" if self.kept else ""
+        return f"merged, {format_bytes(self.bytes)} in {self.seconds:.0f} s{kept}"
+
 
 def merge(
     merge_yaml: MergeYaml,
     target: Path,
     options: MergeOptions,
+    crew: Crew,
     *,
-    workers: int | None = None,
-    memory: int | None = None,
     fresh: bool = False,
-    crew: MakeCrew | None = None,
     complete: Callable[[Path], None] = lambda _: None,
     progress: Progress = SILENT,
 ) -> Merged:
@@ -51,10 +53,9 @@ def merge(
     The result is tensor for tensor that of `mergekit-yaml`. All is made in a hidden folder beside
     the target, which gets the target's name when it is whole.
 
-    merge_yaml: the merge, of any method. options: mergekit's. workers: processes; by default as
-    many as cores, memory and device allow. memory: bytes for all of them. fresh: forget what an
-    earlier run did, and replace a merge of that name. crew: who computes instead of processes on
-    this machine. complete: called with the merged folder before it gets its name.
+    merge_yaml: the merge, of any method. options: mergekit's. crew: who computes, `Local` or
+    `Cluster`. fresh: forget what an earlier run did, and replace a merge of that name. complete:
+    called with the merged folder before it gets its name.
 
     Raises:
         YoyoError: the target holds something else or is being merged into, the beginning that is
@@ -68,17 +69,15 @@ def merge(
         journal = Journal.read(place.journal)
         if journal.layout is None:
             _clear(place)
-        seen = Prepared([], len(journal.done), 0, 0)
+        seen = Prepared(0, len(journal.done), 0)
         if "merged" not in journal.stages:
-            seen = _compute(merge_yaml, place, options, journal, workers, memory, crew, progress)
+            seen = _compute(merge_yaml, place, options, journal, crew, progress)
             journal.append(Reached(stage="merged"))
         if "finished" not in journal.stages:
             complete(place.model)
             journal.append(Reached(stage="finished"))
         put_in_place(place, journal)
-    return Merged(
-        place.target, len(seen.parts), seen.done, seen.bytes, time.perf_counter() - started
-    )
+    return Merged(place.target, seen.parts, seen.done, seen.bytes, time.perf_counter() - started)
 
 
 def _compute(
@@ -86,43 +85,31 @@ def _compute(
     place: Workplace,
     options: MergeOptions,
     journal: Journal,
-    workers: int | None,
-    memory: int | None,
-    crew: MakeCrew | None,
+    crew: Crew,
     progress: Progress,
 ) -> Prepared:
     """Let mergekit run the merge with our executor; gives what there was to do."""
-    found: list[Prepared] = []
-
-    def make_crew(prepared: Prepared) -> Crew:
-        found.append(prepared)
-        check_disk_space(place.folder, prepared.bytes)
-        chosen = choose_workers(
-            options.device or "cpu", prepared.largest, count=workers, memory=memory
-        )
-        chosen = with_count(chosen, len(prepared.parts))
-        if crew is not None:
-            return crew(chosen, prepared.largest)
-        progress.say(f"{chosen}")
-        return crew_of(chosen)
+    executors: list[PartExecutor] = []
 
     def executor(targets: Sequence[Task]) -> PartExecutor:
-        return PartExecutor(
-            targets,
-            folder=place.model,
-            journal=journal,
-            yaml=merge_yaml.text,
-            options=options,
-            least_parts=workers or choose_workers(options.device or "cpu", 0, memory=memory).count,
-            crew=make_crew,
-            progress=progress,
+        executors.append(
+            PartExecutor(
+                targets,
+                folder=place.model,
+                journal=journal,
+                yaml=merge_yaml.text,
+                options=options,
+                crew=crew,
+                progress=progress,
+            )
         )
+        return executors[0]
 
     progress.begin("planning", None)
     config: Any = MergeConfiguration.model_validate(yaml.safe_load(merge_yaml.text))
     with executing(executor):
         run_merge(config, str(place.model), options, config_source=merge_yaml.text)
-    return found[0]
+    return executors[0].prepared
 
 
 def _clear(place: Workplace) -> None:

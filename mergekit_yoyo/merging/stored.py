@@ -29,6 +29,11 @@ class StoredModel:
         self.model_type = model_type
         self.folder = Path(index.base_path)
 
+    @property
+    def is_local(self) -> bool:
+        """Whether it is a folder of the user's, which may change, and no snapshot of the Hub's."""
+        return Path(self.model.model.path).exists()
+
     @cached_property
     def tensors(self) -> dict[str, TensorInfo]:
         """Shape and dtype of each tensor; empty for a checkpoint that is not safetensors."""

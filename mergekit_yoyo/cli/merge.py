@@ -1,0 +1,174 @@
+"""`mergekit-yoyo merge`: the whole road of a merge in one command."""
+
+import gc
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mergekit_yoyo.errors import YoyoError
+from mergekit_yoyo.merging.early import start_server
+from mergekit_yoyo.progress import SILENT, Progress
+from mergekit_yoyo.terminal import TerminalProgress
+
+# mergekit-yaml's options that make sense here: name, kind ("flag" or a type), default, help.
+MERGEKIT_OPTIONS: tuple[tuple[str, Any, Any, str], ...] = (
+    ("allow-crimes", "flag", False, "Allow mixing architectures."),
+    ("unsafe-truncate-embeddings", "flag", False, "Cut vocabularies to the smallest. UNSAFE."),
+    ("transformers-cache", str, None, "Where downloaded models are kept."),
+    ("lora-merge-cache", str, None, "Where models with a merged LoRA adapter are kept."),
+    ("lora-merge-dtype", str, None, "Dtype in which LoRA adapters are applied."),
+    ("cuda", "flag", False, "Arithmetic on GPUs, a worker each."),
+    ("device", str, None, "Arithmetic on this device: cpu, cuda, cuda:1, mps, auto."),
+    ("low-cpu-memory", "flag", False, "Keep intermediate values on the GPU."),
+    ("read-to-gpu", "flag", False, "Read the inputs straight to the GPU."),
+    ("out-shard-size", str, "5B", "Largest file of the merge, in bytes (5B is 5 GB)."),
+    ("copy-tokenizer", "flag", True, "Copy the tokenizer of the donor."),
+    ("write-model-card", "flag", True, "Write README.md and mergekit_config.yml."),
+    ("trust-remote-code", "flag", False, "Run code that comes with a model. DANGEROUS."),
+    ("lazy-unpickle", "flag", False, "Read .bin checkpoints tensor by tensor."),
+    ("random-seed", int, None, "Seed of random methods, drawn from anew for each tensor."),
+)
+
+
+def _with_mergekits_options(command: Any) -> Any:
+    for name, kind, default, text in reversed(MERGEKIT_OPTIONS):
+        flag = kind == "flag"
+        spelled = f"--{name}/--no-{name}" if flag else f"--{name}"
+        metavar = None if flag else {int: "N"}.get(kind, name.rpartition("-")[2].upper())
+        option = click.option(
+            spelled,
+            default=default,
+            type=None if flag else kind,
+            metavar=metavar,
+            help=text,
+            show_default=default is not None and default is not False,
+        )
+        command = option(command)
+    return command
+
+
+@click.command(name="merge")
+@click.argument("file", metavar="YAML", type=click.Path(path_type=Path))
+@click.argument("target", type=click.Path(path_type=Path))
+@click.option("--workers", type=click.IntRange(1), metavar="N", help="Processes.  [default: auto]")
+@click.option("--memory", metavar="SIZE", help="For all workers, e.g. 16GB.  [default: free]")
+@click.option(
+    "--ray",
+    is_flag=False,
+    flag_value="local",
+    metavar="[ADDRESS]",
+    help="Compute on a Ray cluster: start or find a local one, or join ADDRESS.",
+)
+@click.option("--fresh", is_flag=True, help="Forget what an earlier run did; replace a merge.")
+@click.option("--force", is_flag=True, help="Merge though the look before finds errors.")
+@click.option("--no-finish", is_flag=True, help="Leave the merge as mergekit writes it.")
+@click.option("-q", "--quiet", is_flag=True, help="Say errors only.")
+@_with_mergekits_options
+def command(
+    file: Path,
+    target: Path,
+    workers: int | None,
+    memory: str | None,
+    ray: str | None,
+    fresh: bool,
+    force: bool,
+    no_finish: bool,
+    quiet: bool,
+    **mergekits: Any,
+) -> None:
+    """Merge what YAML says into the folder TARGET: look, merge on all cores, finish.
+
+    Any merge method of mergekit. The same command goes on where an earlier run stopped; the
+    result is tensor for tensor that of mergekit-yaml.
+
+    \b
+    Examples:
+      mergekit-yoyo merge merge.yml ./merged
+      mergekit-yoyo merge merge.yml ./merged --workers 8 --memory 64GB
+      mergekit-yoyo merge merge.yml ./merged --ray auto
+    """
+    if not ray:
+        start_server()
+    gc.disable()  # importing takes a third longer with it
+    from mergekit.options import MergeOptions
+
+    from mergekit_yoyo.finish import finish, plan_finish, upload_command
+    from mergekit_yoyo.merging import Cluster, Local, merge
+    from mergekit_yoyo.model.merge_yaml import read_merge_yaml
+
+    gc.enable()
+    gc.freeze()  # nor do the imports have to be collected at the end
+
+    options = MergeOptions(quiet=True, **_as_mergekit_has_them(mergekits))
+    merge_yaml = read_merge_yaml(file)
+    notes: list[str] = []
+    device = options.device or "cpu"
+    crew: Cluster | Local
+    if ray:
+        crew = Cluster(ray, device, count=workers)
+    else:
+        crew = Local(device, count=workers, memory=_bytes("--memory", memory))
+
+    def complete(folder: Path) -> None:
+        progress.begin("finishing")
+        plan = plan_finish(folder)
+        finish(plan, progress=progress.advance)
+        notes.extend(plan.notes)
+
+    with TerminalProgress() if not quiet else nullcontext(SILENT) as progress:
+        _look(file, target, progress, force=force)
+        merged = merge(
+            merge_yaml,
+            target,
+            options,
+            crew,
+            fresh=fresh,
+            complete=(lambda _: None) if no_finish else complete,
+            progress=progress,
+        )
+    for note in dict.fromkeys(notes):
+        click.echo(f"note: {note}", err=True)
+    if not quiet:
+        click.echo(f"{target}: {merged}. To publish it:\n\n  {upload_command(target)}")
+
+
+def _look(file: Path, target: Path, progress: Progress, *, force: bool) -> None:
+    """What `inspect --quick` finds: errors stop the merge, unless it is forced."""
+    from mergekit_yoyo.inspection import inspect
+
+    progress.begin("looking at the inputs")
+    seen = inspect(file, quick=True, output=target)
+    for level in ("error", "warning"):
+        for text in seen.of_level(level):
+            progress.say(f"{level}: {text}")
+    if seen.failed and not force:
+        raise YoyoError(
+            f"{file}: the merge would fail, or not be what the file says (above). Mend that, or "
+            "merge all the same with --force."
+        )
+
+
+def _as_mergekit_has_them(options: dict[str, Any]) -> dict[str, Any]:
+    from mergekit.common import parse_kmb
+
+    size = options["out_shard_size"]
+    try:
+        return {**options, "out_shard_size": parse_kmb(size)}
+    except (RuntimeError, ValueError):
+        raise YoyoError(
+            f"--out-shard-size: expected a number with K, M or B behind it, such as 5B; got {size}."
+        ) from None
+
+
+def _bytes(option: str, text: str | None) -> int | None:
+    """`16GB` as a number."""
+    if text is None:
+        return None
+    from huggingface_hub.serialization._base import parse_size_to_int
+
+    try:
+        return int(parse_size_to_int(text.upper()))
+    except ValueError:
+        raise YoyoError(f"{option}: expected a size such as 16GB; got {text}.") from None

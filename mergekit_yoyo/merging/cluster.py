@@ -1,0 +1,109 @@
+"""The parts of a merge as tasks of a Ray cluster whose nodes share the file systems."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from mergekit_yoyo.errors import YoyoError
+from mergekit_yoyo.merging.journal import DonePart
+from mergekit_yoyo.merging.worker import Job, run_job
+from mergekit_yoyo.merging.workers import TRIES, WORKER_BYTES, WORKING_COPIES, Done, lost_too_often
+
+CPUS_A_PART = 2
+
+
+class Cluster:
+    """Workers on a Ray cluster.
+
+    address: of the cluster, or `local`: the one that runs on this machine, else a new one. device:
+    mergekit's; with a GPU each part asks for one. count: parts at once, at most; by default as many
+    as fit.
+
+    Raises:
+        YoyoError: Ray is not installed, or no cluster answers.
+    """
+
+    def __init__(self, address: str, device: str = "cpu", *, count: int | None = None) -> None:
+        self._ray = _connected(address)
+        self._device = device
+        self._count = count
+        self._memory = WORKER_BYTES
+
+    @property
+    def width(self) -> int:
+        """Parts that fit into the cluster's CPUs or GPUs."""
+        if self._count:
+            return self._count
+        resources = self._ray.cluster_resources()
+        if self._on_gpu:
+            return max(1, int(resources.get("GPU", 0)))
+        return max(1, int(resources.get("CPU", 1)) // CPUS_A_PART)
+
+    def prepare(self, jobs: int, largest: int) -> str:
+        """Each part gets the memory that the largest tensor needs."""
+        self._memory = WORKER_BYTES + WORKING_COPIES * largest
+        self._count = max(1, min(self.width, jobs))
+        nodes = sum(node["Alive"] for node in self._ray.nodes())
+        return f"{self._count} parts at once on {nodes} node{'s' * (nodes > 1)} of a Ray cluster"
+
+    def run(self, jobs: Sequence[Job], tell: Callable[[int], None]) -> Iterator[Done]:
+        """Run the jobs; what a lost node was computing is repeated on another."""
+        remote = self._ray.remote(
+            num_cpus=1 if self._on_gpu else min(CPUS_A_PART, self._largest_node()),
+            num_gpus=1 if self._on_gpu else 0,
+            memory=self._memory,
+            max_retries=TRIES,
+        )(_work)
+        waiting, running = list(jobs), dict[Any, Job]()
+        while waiting or running:
+            while waiting and len(running) < (self._count or 1):
+                job = waiting.pop(0)
+                running[remote.remote(job, self._device)] = job
+            (ready,), _ = self._ray.wait(list(running), num_returns=1)
+            job = running.pop(ready)
+            done = self._result(ready, job)
+            tell(sum(done.tensors.values()))
+            yield job, done
+
+    def _result(self, ready: Any, job: Job) -> DonePart:
+        errors = self._ray.exceptions
+        try:
+            done: DonePart = self._ray.get(ready)
+        except errors.RayTaskError as error:
+            raise (error.cause if isinstance(error.cause, YoyoError) else error) from None
+        except (errors.WorkerCrashedError, errors.NodeDiedError, errors.OutOfMemoryError):
+            raise lost_too_often([job]) from None
+        return done
+
+    @property
+    def _on_gpu(self) -> bool:
+        return self._device.startswith("cuda")
+
+    def _largest_node(self) -> int:
+        return max(int(node["Resources"].get("CPU", 1)) for node in self._ray.nodes())
+
+
+def _work(job: Job, device: str) -> DonePart:
+    return run_job(job, device, lambda _: None)
+
+
+def _connected(address: str) -> Any:
+    try:
+        import ray
+    except ImportError:
+        raise YoyoError("--ray: Ray is not installed: pip install ray.") from None
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
+    try:
+        if address != "local":
+            ray.init(address=address, **options)
+            return ray
+        try:
+            ray.init(address="auto", **options)
+        except ConnectionError:  # none runs here yet
+            ray.init(**options)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise YoyoError(
+            f"--ray {address}: no cluster answers ({reason}). Start one with `ray start --head`, "
+            "or give the address that `ray status` knows."
+        ) from None
+    return ray

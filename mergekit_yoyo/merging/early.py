@@ -1,0 +1,29 @@
+"""Workers that start while this process still imports what it needs; light itself.
+
+A worker is a copy (fork) of a server process that has imported mergekit once. Started first thing,
+that server imports on one core while the command imports and plans on another.
+"""
+
+import os
+from multiprocessing import get_context
+from multiprocessing.context import BaseContext
+
+PRELOADED = ["mergekit_yoyo.merging.preload"]
+
+
+def start_server() -> None:
+    """Start the process that workers will be copied from, where the system has such a thing."""
+    if os.name == "posix":
+        from multiprocessing import forkserver
+
+        worker_context()
+        forkserver.ensure_running()
+
+
+def worker_context() -> BaseContext:
+    """How worker processes are started."""
+    if os.name != "posix":
+        return get_context("spawn")
+    context = get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    return context
