@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import mergekit.merge
 from mergekit.common import ModelReference
@@ -24,7 +25,7 @@ from mergekit_yoyo.merging.journal import Identity, Journal, Layout, changes
 from mergekit_yoyo.merging.parts import Output, Part, Sizes, file_names, index_of, lay_out
 from mergekit_yoyo.merging.stored import StoredModel, stored_models
 from mergekit_yoyo.merging.verifying import is_sound
-from mergekit_yoyo.merging.worker import Job, check_unchanged
+from mergekit_yoyo.merging.worker import UNFINISHED, Job, check_unchanged
 from mergekit_yoyo.merging.workers import Crew
 from mergekit_yoyo.model.checkpoint import INDEX_FILE
 from mergekit_yoyo.progress import Progress
@@ -89,8 +90,9 @@ class PartExecutor:
         parts = self._lay_out(saves, stored, known)
         inputs = {str(s.folder): s.identity() for s in stored.values() if s.is_local}
         self._drop_damaged(parts)
+        run = self._clear_unfinished()
         jobs = [
-            Job(part, self._folder, self._options, tuple(stored), known, inputs)
+            Job(part, self._folder, run, self._options, tuple(stored), known, inputs)
             for part in parts
             if part.file not in self._journal.done
         ]
@@ -112,7 +114,10 @@ class PartExecutor:
 
     def _tokenizers(self) -> tuple[tuple[Task, Any], ...]:
         wanted = [target for target in self._targets if isinstance(target, BuildTokenizer)]
-        return tuple(Executor(wanted).run(quiet=True)) if wanted else ()
+        if not wanted:
+            return ()
+        with _vocabularies_in_order():
+            return tuple(Executor(wanted).run(quiet=True))
 
     def _lay_out(
         self,
@@ -162,6 +167,12 @@ class PartExecutor:
                 del self._journal.done[part.file]
             self._progress.advance()
 
+    def _clear_unfinished(self) -> str:
+        """Remove what an earlier run did not finish; gives the word for this run's own files."""
+        for file in self._folder.glob(f".*{UNFINISHED}"):
+            file.unlink(missing_ok=True)
+        return uuid4().hex[:8]
+
     def _write_index(self, parts: Sequence[Part]) -> None:
         done = {part.file: self._journal.done[part.file] for part in parts}
         found = {file: part.tensors for file, part in done.items() if part.tensors}
@@ -206,3 +217,21 @@ def executing(make: Callable[[Sequence[Task]], PartExecutor]) -> Iterator[None]:
     finally:
         for name in names:
             setattr(mergekit.merge, name, own[name])
+
+
+@contextmanager
+def _vocabularies_in_order() -> Iterator[None]:
+    """A union of vocabularies numbers new tokens as they come, and the tokenizer library gives them
+    in an order that changes from process to process: a second run could not go on."""
+    from transformers import PreTrainedTokenizerFast
+
+    own = PreTrainedTokenizerFast.get_vocab
+
+    def get_vocab(tokenizer: PreTrainedTokenizerFast) -> dict[str, int]:
+        return dict(sorted(own(tokenizer).items(), key=lambda item: item[1]))
+
+    PreTrainedTokenizerFast.get_vocab = get_vocab
+    try:
+        yield
+    finally:
+        PreTrainedTokenizerFast.get_vocab = own

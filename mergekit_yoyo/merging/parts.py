@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -158,8 +157,3 @@ def index_of(files: Mapping[str, Mapping[str, int]], version: str) -> dict[str, 
         },
         "weight_map": {name: file for file, tensors in files.items() for name in tensors},
     }
-
-
-def part_path(folder: Path, part: Part) -> Path:
-    """Where a part is written before it is done."""
-    return folder / f".{part.file}.unfinished"

@@ -17,22 +17,27 @@ from mergekit.options import MergeOptions
 from mergekit_yoyo.errors import YoyoError
 from mergekit_yoyo.merging.journal import DonePart
 from mergekit_yoyo.merging.loading import open_inputs
-from mergekit_yoyo.merging.parts import Output, Part, part_path
+from mergekit_yoyo.merging.parts import Output, Part
 from mergekit_yoyo.merging.stored import FileIdentity, file_identity
 from mergekit_yoyo.model.checkpoint import TensorInfo
 from mergekit_yoyo.model.writing import ShardFile
+
+UNFINISHED = ".unfinished"
 
 
 @dataclass(frozen=True)
 class Job:
     """All that a process needs to compute a part.
 
-    folder: where the part's file goes. known: values of tasks that were computed already (the
-    tokenizer). inputs: identities of the inputs' files, by folder; they must not change meanwhile.
+    folder: where the part's file goes. run: a word of this run's own, so that a worker that an
+    earlier run left behind writes to another file. known: values of tasks that were computed
+    already (the tokenizer). inputs: identities of the inputs' files, by folder; they must not
+    change meanwhile.
     """
 
     part: Part
     folder: Path
+    run: str
     options: MergeOptions
     models: tuple[ModelReference, ...]
     known: tuple[tuple[Task, Any], ...]
@@ -56,7 +61,7 @@ def run_job(job: Job, device: str, tell: Callable[[int], None]) -> DonePart:
     import mergekit_yoyo.method  # noqa: F401  # the method is known where the start-up hook is not
 
     open_inputs(job.models)
-    unfinished = part_path(job.folder, job.part)
+    unfinished = job.folder / f".{job.part.file}.{job.run}{UNFINISHED}"
     try:
         tensors = _stream(job, options, unfinished, tell)
     except UnforeseenError:

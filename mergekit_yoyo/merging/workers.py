@@ -4,6 +4,8 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import parent_process
+from threading import Thread
 from typing import Any, Protocol
 
 import psutil
@@ -165,7 +167,16 @@ def _begin(devices: Any, threads: int) -> None:
     import torch
 
     _device = devices.get()
+    Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
+
+
+def _end_with_parent() -> None:
+    """A pool's workers outlive a parent that is killed, and would go on to the last part."""
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _work(job: Job) -> DonePart:
