@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from finish_fixtures import (
     files_of,
     run_mergekit,
@@ -17,6 +18,8 @@ from finish_fixtures import (
     write_checkpoint,
     write_tokenizer,
 )
+
+from mergekit_yoyo.cli import main
 
 LISTED = "merge_method: {method}\nmodels:\n{models}"
 
@@ -160,21 +163,46 @@ def rows_by_token(folder: Path) -> dict[str, dict[str, bytes]]:
     return found
 
 
-SITE = """
-import os
-if point := int(os.environ.get("KILL_AT", "0")):
+# Runs one command line after the other, each in a copy of a process that has imported all, which
+# kills itself and its workers at the n-th operation on files: the points are the process's own.
+KILLER = """
+import json, os, signal, sys
+import mergekit.merge, mergekit_yoyo.merging.worker, mergekit_yoyo.finish, mergekit_yoyo.inspection
+from mergekit_yoyo.cli import main
+
+def run(arguments, point):
+    reached = 0
     def announced(function):
         def call(*args, **kwargs):
-            log = os.open(os.environ["KILL_LOG"], os.O_APPEND | os.O_CREAT | os.O_WRONLY)
-            os.write(log, b".")
-            reached = os.lseek(log, 0, os.SEEK_END)
-            os.close(log)
+            nonlocal reached
+            reached += 1
             if reached == point:
-                os.killpg(int(os.environ["KILL_GROUP"]) if "KILL_GROUP" in os.environ else 0, 9)
+                os.kill(os.getpid(), signal.SIGKILL)
             return function(*args, **kwargs)
         return call
     for name in ("fsync", "rename", "replace", "mkdir", "link", "unlink", "rmdir"):
         setattr(os, name, announced(getattr(os, name)))
+    status = 0
+    try:
+        main(arguments, standalone_mode=False)
+    except SystemExit as error:
+        status = error.code or 0
+    except BaseException as error:
+        print(repr(error), file=sys.stderr)
+        status = 70
+    os.write(answers, f"{reached}\\n".encode())
+    os._exit(status)
+
+for line in sys.stdin:
+    arguments, point = json.loads(line)
+    read, answers = os.pipe()
+    child = os.fork()
+    if not child:
+        run(arguments, point)
+    os.close(answers)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    with os.fdopen(read) as told:
+        print(json.dumps([status, int(told.read() or 0)]), flush=True)
 """
 
 
@@ -182,51 +210,264 @@ if point := int(os.environ.get("KILL_AT", "0")):
 def test_killed_at_twenty_points_the_next_run_ends_with_the_same_bytes(
     inputs: dict[str, list[Path]], tmp_path: Path
 ) -> None:
-    (tmp_path / "site").mkdir()
-    (tmp_path / "site" / "sitecustomize.py").write_text(SITE)
     (tmp_path / "merge.yml").write_text(merge_yaml("yoyo_fusion", inputs["qwen3_moe"]))
-    log = tmp_path / "log"
+    process = subprocess.Popen(
+        [sys.executable, "-c", KILLER],
+        cwd=tmp_path,
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdin
+    assert process.stdout
 
-    def run(out: str, kill_at: int) -> tuple[int, int]:
+    def run(out: str, point: int) -> tuple[int, int]:
         """The status, and how many operations on files there were."""
-        log.write_bytes(b"")
-        path = os.pathsep.join([str(tmp_path / "site"), os.environ.get("PYTHONPATH", "")])
-        done = subprocess.run(
-            [
-                *(sys.executable, "-m", "mergekit_yoyo", "merge", "merge.yml", out, "--quiet"),
-                *("--workers", "2", "--out-shard-size", "20k"),
-            ],
-            cwd=tmp_path,
-            env={
-                **os.environ,
-                "HF_HUB_OFFLINE": "1",
-                "PYTHONPATH": path,
-                "KILL_AT": str(kill_at),
-                "KILL_LOG": str(log),
-            },
-            capture_output=True,
-            check=False,
-            start_new_session=True,
-        )
-        if done.returncode not in (0, -signal.SIGKILL):
-            raise AssertionError(done.stderr.decode())
-        return done.returncode, log.stat().st_size
+        arguments = ["merge", "merge.yml", out, "--quiet", "--workers", "1"]
+        arguments += ["--out-shard-size", "20k"]
+        process.stdin.write(json.dumps([arguments, point]) + "\n")
+        process.stdin.flush()
+        answer = ""
+        while not answer.startswith("["):  # what libraries print goes before it
+            answer = process.stdout.readline()
+            assert process.poll() is None
+        status, operations = json.loads(answer)
+        assert status in (0, -signal.SIGKILL)
+        return status, operations
 
-    status, operations = run("whole", 10**9)
+    status, operations = run("whole", 0)
     assert status == 0
     assert operations > 30
-    killed, chosen = 0, random.Random(0)
-    while killed < 20:  # a run that is not reached by its point ends, and the next begins anew
-        status, _ = run("merged", chosen.randint(1, operations))
+    killed, ended, chosen = 0, 0, random.Random(0)
+    while killed < 20 or not ended:  # a run that its point does not reach ends; the next is fresh
+        point = chosen.randint(1, operations) if killed < 20 else 0
+        status, _ = run("merged", point)
         killed += status != 0
         if status == 0:
-            assert tensor_bytes(tmp_path / "merged") == tensor_bytes(tmp_path / "whole")
-            (tmp_path / "merged").rename(tmp_path / f"done-{killed}")
-    if not (tmp_path / "merged").exists():
-        assert run("merged", 10**9)[0] == 0
-    assert tensor_bytes(tmp_path / "merged") == tensor_bytes(tmp_path / "whole")
-    whole, merged = files_of(tmp_path / "whole"), files_of(tmp_path / "merged")
-    assert whole.keys() == merged.keys()
-    for name in whole.keys() - {"README.md"}:
-        assert whole[name][1] == merged[name][1], name
-    assert not [p.name for p in tmp_path.iterdir() if p.name.startswith(".merged")]
+            ended += 1
+            check_same(tmp_path / "merged", tmp_path / "whole")
+            (tmp_path / "merged").rename(tmp_path / f"ended-{ended}")
+    process.stdin.close()
+    process.wait()
+
+
+def check_same(merged: Path, whole: Path) -> None:
+    assert tensor_bytes(merged) == tensor_bytes(whole)
+    one, other = files_of(merged), files_of(whole)
+    assert one.keys() == other.keys()
+    for name in one.keys() - {"README.md"}:  # which has the name of its folder
+        assert one[name][1] == other[name][1], name
+    assert not [p.name for p in merged.parent.iterdir() if p.name.startswith(".")]
+
+
+def test_a_lost_worker_is_replaced(inputs: dict[str, list[Path]], tmp_path: Path) -> None:
+    """One of the workers kills itself at its first part: the other parts and that one are done."""
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(
+        "import os, sys\n"
+        "class Watch:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'mergekit_yoyo.merging.preload':\n"
+        "            import mergekit_yoyo.merging.worker as worker\n"
+        "            sync = worker.sync_folder\n"
+        "            def die_once(folder):\n"
+        "                try:\n"
+        "                    os.open(os.environ['LOST'], os.O_CREAT | os.O_EXCL)\n"
+        "                except FileExistsError:\n"
+        "                    return sync(folder)\n"
+        "                os.kill(os.getpid(), 9)\n"
+        "            worker.sync_folder = die_once\n"
+        "sys.meta_path.insert(0, Watch())\n"
+    )
+    (tmp_path / "merge.yml").write_text(merge_yaml("yoyo_fusion", inputs["qwen3"]))
+    command = [sys.executable, "-m", "mergekit_yoyo", "merge", "merge.yml"]
+    options = ["--workers", "2", "--out-shard-size", "20k"]
+    for out, site in (("whole", ""), ("merged", str(tmp_path / "site"))):
+        paths = os.pathsep.join([site, os.environ.get("PYTHONPATH", "")])
+        environment = {"PYTHONPATH": paths, "LOST": str(tmp_path / "lost"), "HF_HUB_OFFLINE": "1"}
+        done = subprocess.run(
+            [*command, out, *options],
+            cwd=tmp_path,
+            env={**os.environ, **environment},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+    assert (tmp_path / "lost").exists()
+    check_same(tmp_path / "merged", tmp_path / "whole")
+
+
+@pytest.fixture
+def dense(inputs: dict[str, list[Path]], tmp_path: Path) -> Path:
+    """The YAML of a merge of the dense models, in a folder of its own."""
+    file = tmp_path / "merge.yml"
+    file.write_text(merge_yaml("yoyo_fusion", inputs["qwen3"]))
+    return file
+
+
+def merge(*arguments: object) -> tuple[int, str]:
+    """Status and output of the command in this process."""
+    result = CliRunner().invoke(main, ["merge", *map(str, arguments)])
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result.exit_code, result.output
+
+
+def begun(file: Path, target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A merge that was interrupted after its first part."""
+    from mergekit_yoyo.merging import executor
+
+    with monkeypatch.context() as patch:
+        append = executor.Journal.append
+
+        def interrupt(journal: executor.Journal, line: object) -> None:
+            append(journal, line)
+            if len(journal.done) == 1:
+                raise KeyboardInterrupt
+
+        patch.setattr(executor.Journal, "append", interrupt)
+        result = CliRunner().invoke(
+            main, ["merge", str(file), str(target), "--workers", "1", "--out-shard-size", "20k"]
+        )
+        assert result.exit_code != 0
+        assert not target.exists()
+
+
+def test_what_changed_is_said_and_fresh_begins_anew(
+    dense: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, options = tmp_path / "merged", ("--workers", 1, "--out-shard-size", "20k")
+    begun(dense, target, monkeypatch)
+    text = dense.read_text()
+    dense.write_text(text + "parameters: {tukey_c: 3.0}\n")
+    status, said = merge(dense, target, *options)
+    assert status == 2
+    assert "changed: the YAML" in said
+    assert "--fresh" in said
+    dense.write_text(text)
+    status, said = merge(dense, target, *options[:2], "--out-shard-size", "30k")
+    assert status == 2
+    assert "option out_shard_size: 20000 then, 30000 now" in said
+    status, said = merge(dense, target, *options)
+    assert status == 0
+    assert "1 part was there already" in said
+    reference = tmp_path / "reference"
+    assert merge(dense, reference, *options)[0] == 0
+    assert tensor_bytes(target) == tensor_bytes(reference)
+    assert merge(dense, target, *options)[0] == 2
+    assert merge(dense, target, *options, "--fresh")[0] == 0
+
+
+def test_an_input_that_is_another_file_now_is_named(
+    inputs: dict[str, list[Path]], dense: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "merged"
+    begun(dense, target, monkeypatch)
+    weights = inputs["qwen3"][1] / "model.safetensors"
+    before = weights.stat()
+    try:
+        os.utime(weights, ns=(before.st_atime_ns, before.st_mtime_ns + 10**9))
+        status, said = merge(dense, target, "--workers", 1, "--out-shard-size", "20k")
+        assert status == 2
+        assert f"{inputs['qwen3'][1]}: model.safetensors" in said
+    finally:
+        os.utime(weights, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert merge(dense, target, "--workers", 1, "--out-shard-size", "20k")[0] == 0
+
+
+def test_an_input_that_changes_meanwhile_is_noticed(
+    inputs: dict[str, list[Path]], dense: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mergekit_yoyo.merging import worker
+
+    weights = inputs["qwen3"][1] / "model.safetensors"
+    before = weights.stat()
+    compute = worker.compute
+
+    def touch(*arguments: object) -> object:
+        os.utime(weights, ns=(before.st_atime_ns, before.st_mtime_ns + 10**9))
+        return compute(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(worker, "compute", touch)
+    try:
+        status, said = merge(dense, tmp_path / "merged", "--workers", 1)
+    finally:
+        os.utime(weights, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert status == 2
+    assert f"{weights}: this input changed while it was merged" in said
+    assert not (tmp_path / "merged").exists()
+
+
+def test_a_damaged_part_is_computed_again(
+    dense: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "merged"
+    begun(dense, target, monkeypatch)
+    (part,) = (tmp_path / ".merged.merging" / "merged").glob("*.safetensors")
+    content = bytearray(part.read_bytes())
+    content[-1] ^= 1
+    part.write_bytes(content)
+    status, said = merge(dense, target, "--workers", 1, "--out-shard-size", "20k")
+    assert status == 0
+    assert f"{part.name} is not as it was written" in said
+    reference = tmp_path / "reference"
+    assert merge(dense, reference, "--workers", 1)[0] == 0
+    assert tensor_bytes(target) == tensor_bytes(reference)
+
+
+def test_a_second_run_on_one_target_says_which_process_holds_it(
+    dense: Path, tmp_path: Path
+) -> None:
+    from mergekit_yoyo.merging.place import held, workplace_of
+
+    with held(workplace_of(tmp_path / "merged"), fresh=False):
+        status, said = merge(dense, tmp_path / "merged")
+    assert status == 2
+    assert f"process {os.getpid()}" in said
+
+
+def test_targets_that_hold_something_else_and_full_disks(
+    dense: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mergekit_yoyo import staging
+
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "cat.jpg").write_bytes(b"x")
+    for extra in ((), ("--fresh",)):
+        status, said = merge(dense, tmp_path / "photos", *extra)
+        assert status == 2
+        assert "not empty (it is no merge)" in said
+    assert (tmp_path / "photos" / "cat.jpg").read_bytes() == b"x"
+    monkeypatch.setattr(
+        staging.shutil, "disk_usage", lambda _: staging.shutil._ntuple_diskusage(10**9, 10**9, 9)
+    )
+    status, said = merge(dense, tmp_path / "merged", "--force")
+    assert status == 2
+    assert "are needed here" in said
+    assert merge(dense, tmp_path / "merged", "--memory", "lots")[0] == 2
+    assert merge(dense, tmp_path / "merged", "--out-shard-size", "5X")[0] == 2
+
+
+def test_the_look_before_stops_a_merge_and_force_overrules(dense: Path, tmp_path: Path) -> None:
+    dense.write_text(dense.read_text() + "parameters: {tukey_sea: 3.0}\n")
+    status, said = merge(dense, tmp_path / "merged")
+    assert status == 2
+    assert "knows no parameter tukey_sea" in said
+    assert not (tmp_path / "merged").exists()
+    assert merge(dense, tmp_path / "merged", "--force")[0] == 0
+
+
+def test_the_options_are_mergekits() -> None:
+    from mergekit.options import MergeOptions
+
+    from mergekit_yoyo.cli.merge import MERGEKIT_OPTIONS
+
+    left_out = {
+        *("clone_tensors", "safe_serialization", "verbosity", "quiet", "multi_gpu"),
+        *("num_threads", "gpu_rich", "async_write", "write_threads"),
+    }
+    ours = {name.replace("-", "_") for name, *_ in MERGEKIT_OPTIONS}
+    assert ours | left_out == set(MergeOptions.model_fields)
+    assert not ours & left_out

@@ -93,17 +93,27 @@ def put_in_place(place: Workplace, journal: Journal) -> None:
             place.target.rmdir()
     place.model.rename(place.target)
     sync_folder(place.target.parent)
-    shutil.rmtree(place.folder)
+    _clear_up(place)
 
 
 def was_placed(place: Workplace) -> bool:
     """Whether an earlier run came to an end but for clearing up, which is done now."""
-    if not place.journal.is_file() or place.model.exists() or not place.target.is_dir():
+    if not place.folder.is_dir() or place.model.exists() or not place.target.is_dir():
         return False
-    if "placing" not in Journal.read(place.journal).stages:
+    emptied = not any(place.folder.iterdir())
+    if not emptied and "placing" not in Journal.read(place.journal).stages:
         return False
-    shutil.rmtree(place.folder)
+    _clear_up(place)
     return True
+
+
+def _clear_up(place: Workplace) -> None:
+    """Remove the workplace, its journal last: whatever happens, the next run knows."""
+    for path in place.folder.iterdir():
+        if path != place.journal:
+            _remove(path)
+    place.journal.unlink(missing_ok=True)
+    place.folder.rmdir()
 
 
 def _lock(lock: TextIO, place: Workplace) -> None:

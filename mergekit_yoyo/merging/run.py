@@ -34,7 +34,8 @@ class Merged:
     def __str__(self) -> str:
         if not self.parts:
             return "was merged already"
-        kept = f", {self.kept} parts were there already" if self.kept else ""
+        plural = "s were" if self.kept > 1 else " was"
+        kept = f", {self.kept} part{plural} there already" if self.kept else ""
         return f"merged, {format_bytes(self.bytes)} in {self.seconds:.0f} s{kept}"
 
 
