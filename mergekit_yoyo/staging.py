@@ -1,11 +1,17 @@
 """Folders that are finished or not there: written beside their target, moved into place at the end.
 
-An exception or Ctrl-C leaves the target as it was; nothing half-written bears its name. A process
-that is killed (SIGKILL, power) leaves at most a hidden folder beside the target: the unfinished one
-or, between the two renames that replace a folder, the old one as `.NAME.replaced-...`.
+An exception or Ctrl-C leaves the target as it was; nothing half-written bears its name. A folder is
+replaced by exchanging it with the new one, in one step where the system has it (Linux, macOS), else
+by two renames. A process that is killed (SIGKILL, power) leaves at most a hidden folder beside the
+target, `.NAME.unfinished-...` or `.NAME.replaced-...`, which the next run on that target clears, or
+moves back where the target is missing.
 """
 
+import ctypes
 import errno
+import fcntl
+import glob
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -13,6 +19,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from mergekit_yoyo.errors import YoyoError
+
+_UNFINISHED, _REPLACED = ".unfinished-", ".replaced-"  # between the target's name and six letters
+_HERE, _LINUX_EXCHANGE, _MACOS_SWAP = -100, 2, 2  # AT_FDCWD, RENAME_EXCHANGE, RENAME_SWAP
 
 
 @contextmanager
@@ -32,6 +41,7 @@ def staged_folder(target: Path, *, overwrite: bool, needed_bytes: int = 0) -> It
             that cannot be renamed, or the disk is full.
     """
     target = target.resolve()
+    mend_leftovers(target)
     if target.exists() and not target.is_dir():
         raise YoyoError(f"{target}: expected a folder; got a file. Choose another name.")
     if not overwrite and target.exists() and any(target.iterdir()):
@@ -44,12 +54,13 @@ def staged_folder(target: Path, *, overwrite: bool, needed_bytes: int = 0) -> It
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         check_disk_space(target.parent, needed_bytes)
-        staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.unfinished-", dir=target.parent))
+        staging = Path(tempfile.mkdtemp(prefix=f".{target.name}{_UNFINISHED}", dir=target.parent))
     except OSError as error:
         raise YoyoError(
             f"{target.parent}: nothing can be written here ({error.strerror}). "
             "Choose another folder."
         ) from None
+    held = _hold(staging)
     try:
         # mkdtemp makes private folders; a model folder has the usual permissions of its place.
         staging.chmod((target if target.exists() else target.parent).stat().st_mode & 0o777)
@@ -71,6 +82,40 @@ def staged_folder(target: Path, *, overwrite: bool, needed_bytes: int = 0) -> It
         ) from None
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+        if held is not None:
+            os.close(held)
+
+
+def mend_leftovers(target: Path) -> None:
+    """Clear what a killed run left beside `target`; move it back where the target is missing.
+
+    A folder that another process is still writing is left alone.
+    """
+    for kind in (_REPLACED, _UNFINISHED):
+        for left in target.parent.glob(f".{glob.escape(target.name)}{kind}*"):
+            held = _hold(left)
+            if held is None:
+                continue
+            with suppress(OSError):
+                if kind == _REPLACED and not target.exists():
+                    left.rename(target)
+                else:
+                    shutil.rmtree(left)
+            os.close(held)
+
+
+def _hold(folder: Path) -> int | None:
+    """A lock on a folder until it is closed or the process ends; None if another holds it."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(handle)
+        return None
+    return handle
 
 
 def check_disk_space(folder: Path, needed_bytes: int) -> None:
@@ -99,9 +144,32 @@ def format_bytes(count: int) -> str:
 def _move_into_place(staging: Path, target: Path) -> None:
     if not target.exists():
         staging.rename(target)
-        return
+    elif not _exchange(staging, target):
+        _replace_by_renaming(staging, target)
+    # the old folder, which goes with the staging one, is in the place of that
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Exchange two folders in one step; False where the system or the disk cannot."""
+    library = ctypes.CDLL(None, use_errno=True)
+    names = (os.fsencode(one), os.fsencode(other))
+    if hasattr(library, "renameat2"):  # Linux
+        failed = library.renameat2(_HERE, names[0], _HERE, names[1], _LINUX_EXCHANGE)
+    elif hasattr(library, "renamex_np"):  # macOS
+        failed = library.renamex_np(*names, _MACOS_SWAP)
+    else:
+        return False
+    if not failed:
+        return True
+    number = ctypes.get_errno()
+    if number in (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP):
+        return False
+    raise OSError(number, os.strerror(number))
+
+
+def _replace_by_renaming(staging: Path, target: Path) -> None:
     # A folder that is not empty cannot be renamed over: step aside, and back if the move fails.
-    aside = staging.with_name(staging.name.replace(".unfinished-", ".replaced-"))
+    aside = staging.with_name(staging.name.replace(_UNFINISHED, _REPLACED))
     try:
         target.rename(aside)
         staging.rename(target)

@@ -2,10 +2,13 @@
 
 import errno
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from mergekit_yoyo import staging as staging_module
 from mergekit_yoyo.errors import YoyoError
 from mergekit_yoyo.staging import format_bytes, staged_folder
 
@@ -71,6 +74,7 @@ def test_a_move_that_is_interrupted_after_any_rename_leaves_one_whole_folder(
         return moved
 
     monkeypatch.setattr(Path, "rename", rename)
+    monkeypatch.setattr(staging_module, "_exchange", lambda one, other: False)
     expected = KeyboardInterrupt if isinstance(error, KeyboardInterrupt) else YoyoError
     with pytest.raises(expected), staged_folder(target, overwrite=True) as staging:
         (staging / "a").write_text("new")
@@ -91,12 +95,58 @@ def test_a_folder_that_cannot_be_renamed_is_told_in_a_sentence(
         raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(Path, "rename", rename)
+    monkeypatch.setattr(staging_module, "_exchange", lambda one, other: False)
     with (
         pytest.raises(YoyoError, match=r"cannot be replaced .* Choose another name"),
         staged_folder(target, overwrite=True) as staging,
     ):
         (staging / "a").write_text("new")
     assert (target / "a").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_run_that_is_killed_leaves_the_old_folder_or_the_new_one(tmp_path: Path) -> None:
+    """Killed just before and just after the exchange, by its own hand; then a run clears up."""
+    target = tmp_path / "model"
+    script = (
+        "import os, signal, sys\n"
+        "from pathlib import Path\n"
+        "from mergekit_yoyo import staging\n"
+        "exchange, when = staging._exchange, sys.argv[2]\n"
+        "def killed(one, other):\n"
+        "    if when == 'before':\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    done = exchange(one, other)\n"
+        "    if when == 'after':\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return done\n"
+        "staging._exchange = killed\n"
+        "with staging.staged_folder(Path(sys.argv[1]), overwrite=True) as folder:\n"
+        "    (folder / 'a').write_text(when)\n"
+    )
+    target.mkdir()
+    (target / "a").write_text("old")
+    for when, status, left in (
+        ("before", -9, "old"),
+        ("after", -9, "after"),
+        ("never", 0, "never"),
+    ):
+        done = subprocess.run([sys.executable, "-c", script, str(target), when], check=False)
+        assert done.returncode == status
+        assert (target / "a").read_text() == left
+        assert len(list(tmp_path.iterdir())) == (1 if when == "never" else 2)
+
+
+def test_an_old_folder_that_a_crash_left_aside_is_moved_back(tmp_path: Path) -> None:
+    target, aside = tmp_path / "model", tmp_path / ".model.replaced-abcdef"
+    aside.mkdir()
+    (aside / "a").write_text("old")
+    with staged_folder(tmp_path / "model", overwrite=True) as folder:
+        assert (target / "a").read_text() == "old"
+        with staged_folder(tmp_path / "model", overwrite=True) as other:  # leaves the first alone
+            (other / "a").write_text("other")
+        (folder / "a").write_text("new")
+    assert (target / "a").read_text() == "new"
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 

@@ -114,7 +114,7 @@ def command(
     def complete(folder: Path) -> None:
         progress.begin("finishing")
         plan = plan_finish(folder)
-        finish(plan, progress=progress.advance)
+        finish(plan, progress=progress)
         notes.extend(plan.notes)
 
     with TerminalProgress() if not quiet else nullcontext(SILENT) as progress:

@@ -1,5 +1,6 @@
 """The parts of a merge as tasks of a Ray cluster whose nodes share the file systems."""
 
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ from mergekit_yoyo.merging.worker import Job, run_job
 from mergekit_yoyo.merging.workers import TRIES, WORKER_BYTES, WORKING_COPIES, Done, lost_too_often
 
 CPUS_A_PART = 2
+KNOCK_SECONDS = 10
 
 
 class Cluster:
@@ -93,6 +95,7 @@ def _connected(address: str) -> Any:
         raise YoyoError("--ray: Ray is not installed: pip install ray.") from None
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
     try:
+        _knock(address)
         if address != "local":
             ray.init(address=address, **options)
             return ray
@@ -100,10 +103,20 @@ def _connected(address: str) -> Any:
             ray.init(address="auto", **options)
         except ConnectionError:  # none runs here yet
             ray.init(**options)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise YoyoError(
             f"--ray {address}: no cluster answers ({reason}). Start one with `ray start --head`, "
             "or give the address that `ray status` knows."
         ) from None
     return ray
+
+
+def _knock(address: str) -> None:
+    """Ray itself asks for minutes before it says that nobody is there.
+
+    Raises OSError if the host of an address `HOST:PORT` does not answer.
+    """
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if colon and port.isdigit():
+        socket.create_connection((host, int(port)), timeout=KNOCK_SECONDS).close()

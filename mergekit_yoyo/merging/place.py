@@ -14,6 +14,7 @@ from mergekit_yoyo.errors import YoyoError
 from mergekit_yoyo.merging.journal import Journal, Reached
 from mergekit_yoyo.merging.worker import sync_folder
 from mergekit_yoyo.model.merge_yaml import MERGE_FILE
+from mergekit_yoyo.staging import mend_leftovers
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,7 @@ def held(place: Workplace, *, fresh: bool) -> Iterator[None]:
         if fresh:
             for path in (place.journal, place.model):
                 _remove(path)
+        mend_leftovers(place.model)
         place.model.mkdir(exist_ok=True)
         yield
 
