@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from mergekit.architecture import WeightInfo, get_architecture_info
+from mergekit.architecture import get_architecture_info
 from mergekit.common import ModelReference, dtype_from_name
 from mergekit.config import MergeConfiguration
 from mergekit.graph import Task
@@ -115,7 +115,7 @@ def plan_merge(
     loaded = {}
     for task in tasks:
         for model, weight in (gathered_weights(task) or {}).items():
-            found, info = _loaded(folders[model.folder], model, weight)
+            found, info = reader_of(model).loads(weight, folders[model.folder].tensors.get)
             if found:
                 loaded[model, weight.name] = info
     lost = lost_in(planner)
@@ -208,24 +208,6 @@ def _with_models(value: Any, models: Mapping[ModelReference, Located]) -> Any:
 
 def _fields(value: BaseModel) -> list[str]:
     return list(type(value).model_fields)
-
-
-def _loaded(
-    item: Input, model: ModelReference, weight: WeightInfo
-) -> tuple[bool, TensorInfo | None]:
-    """Whether a merge finds a weight in a model, and what it loads, as far as headers tell."""
-    reader = reader_of(model)
-    names = reader.read_from(weight)
-    target = reader.converted(weight)
-    if len(names) == 1 and (names[0] == weight.name or target is None):
-        return True, item.tensors[names[0]]
-    infos = {name: info for name in names if (info := item.tensors[name]) is not None}
-    if not names or len(infos) < len(names) or target is None or reader.sources is None:
-        return bool(names), None
-    tensor = reader.sources.convert(
-        target, lambda name: torch.empty(infos[name].shape, dtype=infos[name].dtype, device="meta")
-    )
-    return True, TensorInfo(tuple(tensor.shape), tensor.dtype)
 
 
 def _without(shape: tuple[int, ...], axis: int | None) -> tuple[int, ...]:

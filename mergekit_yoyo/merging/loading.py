@@ -1,18 +1,14 @@
-"""How a process of ours reads the inputs: each file opened once, keys matched once a model."""
+"""How a process of ours reads the inputs: each file is opened once."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import mergekit.io.tasks
 import torch
-from mergekit.architecture.conversion import convert_checkpoint_tensors
 from mergekit.common import ModelReference
 from mergekit.io.lazy_tensor_loader import LazyTensorLoader, ShardedTensorIndex
 from mergekit.io.loader import TensorLoader
 from mergekit.io.tasks import LoaderCache
-
-from mergekit_yoyo.merging.stored import NearKeys
 
 
 class OpenInput(LazyTensorLoader):  # type: ignore[misc]  # mergekit is not typed
@@ -54,25 +50,9 @@ class OpenInput(LazyTensorLoader):  # type: ignore[misc]  # mergekit is not type
 
 
 def open_inputs(models: Sequence[ModelReference]) -> None:
-    """Let mergekit's tasks in this process read by `OpenInput`, and match keys by layer."""
+    """Let mergekit's tasks in this process read by `OpenInput`."""
     cache = LoaderCache()
     for model in models:
         loader = cache.get(model)
         if not isinstance(loader, OpenInput) and loader.index.is_safetensors:
             cache.loaders[model] = OpenInput(loader.index, loader.lazy_unpickle)
-    mergekit.io.tasks.convert_checkpoint_tensors = _convert_near
-
-
-_keys: dict[int, NearKeys] = {}
-
-
-def _convert_near(
-    model_type: str | None, sources: Mapping[str, Any], target: str
-) -> torch.Tensor | None:
-    """mergekit's conversion, asked about the keys of the target's layer only."""
-    names = hash(tuple(sources))
-    if names not in _keys:
-        _keys[names] = NearKeys(sources)
-    near = {name: sources[name] for name in _keys[names].near(target)}
-    found: torch.Tensor | None = convert_checkpoint_tensors(model_type, near, target)
-    return found

@@ -117,14 +117,16 @@ def lay_out(
 ) -> list[Part]:
     """Cut the outputs into files of at most `shard_bytes`, of nearly equal size.
 
-    The tensors come in the order in which the first model has them on its disk, so that each
+    The tensors come in the order in which their first model has them on its disk, so that each
     file of an input is opened and read once, in order.
 
     least: how many parts there should be, so that all workers have something to do; fewer where
     they would be smaller than `SMALLEST_PART`.
     """
     first = next(iter(stored.values()))
-    ordered = sorted(outputs, key=lambda output: first.position(output.name))
+    ordered = sorted(
+        outputs, key=lambda output: first.position(output.save.tensor_task.output_weight)
+    )
     total = sum(output.bytes for output in ordered)
     count = max(-(-total // shard_bytes), min(least, total // SMALLEST_PART), 1)
     groups: list[list[Output]] = [[]]

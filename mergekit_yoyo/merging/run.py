@@ -17,6 +17,7 @@ from mergekit_yoyo.merging.journal import Journal, Reached
 from mergekit_yoyo.merging.place import Workplace, held, put_in_place, was_placed, workplace_of
 from mergekit_yoyo.merging.workers import Crew
 from mergekit_yoyo.model.merge_yaml import MergeYaml
+from mergekit_yoyo.planning import planning
 from mergekit_yoyo.progress import SILENT, Progress
 from mergekit_yoyo.staging import format_bytes
 
@@ -108,7 +109,7 @@ def _compute(
 
     progress.begin("planning", None)
     config: Any = MergeConfiguration.model_validate(yaml.safe_load(merge_yaml.text))
-    with executing(executor):
+    with executing(executor), planning("mends"):  # whichever method: nothing is lost
         run_merge(config, str(place.model), options, config_source=merge_yaml.text)
     return executors[0].prepared
 

@@ -5,7 +5,7 @@ of its config only. Here `model.sources` answers for the whole class at once, pa
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -84,6 +84,26 @@ class Reader:
         if str(file) not in self._infos:
             self._infos[str(file)] = dict(read_header(file))
         return self._infos[str(file)].get(name)
+
+    def loads(
+        self, weight: WeightInfo, info: Callable[[str], TensorInfo | None] | None = None
+    ) -> tuple[bool, TensorInfo | None]:
+        """Whether a merge finds `weight`, and what it loads for it, as far as headers tell.
+
+        info: of a tensor by its name; by default from the headers of the files.
+        """
+        info = info or self.info
+        names, target = self.read_from(weight), self.converted(weight)
+        if len(names) == 1 and (names[0] == weight.name or target is None):
+            return True, info(names[0])
+        infos = {name: found for name in names if (found := info(name)) is not None}
+        if not names or len(infos) < len(names) or target is None or self.sources is None:
+            return bool(names), None
+        tensor = self.sources.convert(
+            target,
+            lambda name: torch.empty(infos[name].shape, dtype=infos[name].dtype, device="meta"),
+        )
+        return True, TensorInfo(tuple(tensor.shape), tensor.dtype)
 
     def read(self, name: str, device: str) -> torch.Tensor:
         """A tensor of its files, from a file that stays open.
