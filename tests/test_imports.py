@@ -37,6 +37,16 @@ ALLOWED = {
         "mergekit",
         "transformers",
     },
+    "merging": {
+        "merging",
+        "model",
+        "planning",
+        "method",
+        "progress",
+        "staging",
+        "errors",
+        "mergekit",
+    },
     "inspection": {
         "algorithm",
         "inspection",
