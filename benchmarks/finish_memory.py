@@ -19,7 +19,8 @@ import torch
 
 from mergekit_yoyo.finish import finish, plan_finish
 from mergekit_yoyo.model.checkpoint import Checkpoint, TensorInfo
-from mergekit_yoyo.model.layout import config_from, meta_model, plan_layout
+from mergekit_yoyo.model.config import config_from, meta_model
+from mergekit_yoyo.model.layout import plan_layout
 from mergekit_yoyo.model.writing import write_checkpoint
 from mergekit_yoyo.staging import format_bytes
 

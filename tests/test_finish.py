@@ -384,7 +384,7 @@ def test_files_that_mergekit_forgot_are_brought_along(place: Path, merge: Path) 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_both_spellings_stand_side_by_side(place: Path, family: str) -> None:
     from mergekit_yoyo.finish.config import both_styles
-    from mergekit_yoyo.model.layout import config_from
+    from mergekit_yoyo.model.config import config_from
 
     older = json.loads((place / family / "config.json").read_text())
     newer = json.loads((place / f"{family}-merged" / "config.json").read_text())

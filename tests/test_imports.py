@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import mergekit_yoyo
@@ -18,6 +19,7 @@ ALLOWED = {
     "method": {
         "algorithm",
         "method",
+        "model",
         "planning",
         "record",
         "mergekit",
@@ -46,11 +48,11 @@ ALLOWED = {
         "staging",
         "errors",
         "mergekit",
+        "transformers",
     },
     "inspection": {
         "algorithm",
         "inspection",
-        "finish",
         "model",
         "method",
         "planning",
@@ -68,6 +70,7 @@ ALLOWED = {
         "transformers",
     },
 }
+CAPABILITIES = {"inspection", "finish", "mlx", "report", "evaluation", "scores", "merging"}
 LARGE = {"mergekit", "transformers", "mlx_lm", "lm_eval", "click"}
 
 
@@ -94,6 +97,43 @@ def test_parts_import_only_what_lies_below_them():
                 if (ours or used in LARGE) and used not in allowed | BOTTOM:
                     wrong.append(f"{file.relative_to(PACKAGE)} imports {name}")
     assert not wrong
+
+
+def test_no_capability_imports_another():
+    for part in CAPABILITIES:
+        assert not ALLOWED[part] & (CAPABILITIES - {part}), part
+    used = {
+        name.split(".")[1]
+        for file in PACKAGE.rglob("*.py")
+        if file.relative_to(PACKAGE).parts[0] not in CAPABILITIES | {"cli"}
+        for name in imported_names(file)
+        if name.startswith("mergekit_yoyo.")
+    }
+    assert not used & CAPABILITIES
+
+
+def test_no_imports_go_in_a_circle():
+    modules = {module_of(file): file for file in PACKAGE.rglob("*.py")}
+    graph = {}
+    for module, file in modules.items():
+        names = imported_names(file)
+        # `from package import name`: the module `name`, or the package's own `__init__`
+        graph[module] = {
+            name if name in modules else name.rpartition(".")[0] for name in names
+        } & modules.keys() - {module}
+    graph = {
+        module: {name for name in imported if not module.startswith(f"{name}.")}
+        for module, imported in graph.items()
+    }
+    try:
+        list(TopologicalSorter(graph).static_order())
+    except CycleError as error:
+        raise AssertionError(" -> ".join(error.args[1])) from None
+
+
+def module_of(file: Path) -> str:
+    parts = file.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
 def test_import_and_help_load_nothing_large():

@@ -6,30 +6,18 @@ from pathlib import Path
 from typing import Any
 
 from mergekit_yoyo.errors import YoyoError
-from mergekit_yoyo.model.donor import same_tokenizer
 from mergekit_yoyo.model.json_files import read_tokenizer
 from mergekit_yoyo.model.merge_yaml import MergeYaml, ModelName
+from mergekit_yoyo.model.tokenizer import (
+    TEMPLATE_FILES,
+    TOKENIZER_FILES,
+    chat_template,
+    has_tokenizer,
+    same_tokenizer,
+)
 from mergekit_yoyo.outside import read_json
 
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "spiece.model",
-    "sentencepiece.bpe.model",
-    "tekken.json",
-    "preprocessor_config.json",
-    "processor_config.json",
-    "video_preprocessor_config.json",
-)
-TEMPLATE_FILES = ("chat_template.jinja", "chat_template.json")
 GENERATION_FILE = "generation_config.json"
-_VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tekken.json", "spiece.model")
 _ID_KEYS = (
     "bos_token_id",
     "eos_token_id",
@@ -50,9 +38,8 @@ def missing_files(
     Raises:
         YoyoError: the YAML builds a tokenizer and the run died before it was saved.
     """
-    has_tokenizer = any((merge / file).is_file() for file in _VOCABULARIES)
     if (
-        not has_tokenizer
+        not has_tokenizer(merge)
         and merge_yaml.builds_tokenizer
         and not _builds_donors(merge_yaml, donor_name)
     ):
@@ -61,7 +48,7 @@ def missing_files(
             "it was saved, and the rows of the embedding cannot be known without. Merge again."
         )
     wanted = [GENERATION_FILE]
-    if not _has_template(merge):
+    if not any((merge / file).is_file() for file in TEMPLATE_FILES) and not chat_template(merge):
         wanted += TEMPLATE_FILES
         if (donor / "additional_chat_templates").is_dir():
             wanted += [
@@ -131,13 +118,6 @@ def _builds_donors(merge_yaml: MergeYaml, donor: ModelName) -> bool:
         return False
     source = merge_yaml.config.tokenizer_source
     return source == "base" or getattr(getattr(source, "model", None), "path", None) == donor.path
-
-
-def _has_template(folder: Path) -> bool:
-    if any((folder / file).is_file() for file in TEMPLATE_FILES):
-        return True
-    config = folder / "tokenizer_config.json"
-    return config.is_file() and bool(read_json(config).get("chat_template"))
 
 
 def _custom_code(donor: Path) -> list[str]:

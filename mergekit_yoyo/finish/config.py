@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from mergekit_yoyo.errors import YoyoError
 from mergekit_yoyo.model.checkpoint import TensorInfo, main_dtype
-from mergekit_yoyo.model.layout import config_from, meta_model
+from mergekit_yoyo.model.config import config_from, meta_model, text_section
 from mergekit_yoyo.model.predictions import set_predictions
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def both_styles(values: Mapping[str, Any]) -> dict[str, Any]:
     """
     modern: dict[str, Any] = config_from(values).to_dict()
     styled, section = _copy(values)
-    for key, value in _all_spellings(modern.get("text_config", modern)).items():
+    for key, value in _all_spellings(text_section(modern)).items():
         section.setdefault(key, value)
     again = config_from(styled).to_dict()
     differing = sorted(k for k in modern if modern[k] != again.get(k))
@@ -89,10 +89,7 @@ def both_styles(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _copy(values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """A copy of a config.json, and the part of it that describes the text model.
-
-    That is the whole, or lies one level deeper in models of several modalities.
-    """
+    """A copy of a config.json, and the part of it that describes the language model."""
     config = {**values}
     if "text_config" not in config:
         return config, config

@@ -1,6 +1,5 @@
 """Whether converted tensors are what the donor's checkpoint and the config say: no guesses."""
 
-import re
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
@@ -12,6 +11,7 @@ from mergekit_yoyo.finish.config import parameter_name
 from mergekit_yoyo.model.buffers import is_recomputed
 from mergekit_yoyo.model.checkpoint import TensorInfo, main_dtype
 from mergekit_yoyo.model.layout import LayoutPlan, plan_layout
+from mergekit_yoyo.model.names import any_layer
 from mergekit_yoyo.model.predictions import prediction_names
 
 _SHOWN = 3
@@ -188,11 +188,6 @@ def lost_precision(plan: LayoutPlan, donor: Mapping[str, TensorInfo | None]) -> 
                 "torch.", ""
             )
     return lost
-
-
-def any_layer(name: str) -> str:
-    """A tensor name with its layer index, the first number in it, replaced by `*`."""
-    return re.sub(r"\.\d+\.", ".*.", name, count=1)
 
 
 def _tied(

@@ -28,7 +28,6 @@ from mergekit_yoyo.finish.differences import (
     layout_difference,
 )
 from mergekit_yoyo.finish.donor_check import (
-    any_layer,
     check_against_donor,
     check_complete,
     check_model_type,
@@ -36,10 +35,12 @@ from mergekit_yoyo.finish.donor_check import (
 )
 from mergekit_yoyo.finish.weighed import weights_of
 from mergekit_yoyo.model.checkpoint import INDEX_FILE, Checkpoint
+from mergekit_yoyo.model.config import config_from
 from mergekit_yoyo.model.donor import Donor, find_donor
 from mergekit_yoyo.model.json_files import check_layers, read_config
-from mergekit_yoyo.model.layout import LayoutPlan, config_from, plan_layout
+from mergekit_yoyo.model.layout import LayoutPlan, plan_layout
 from mergekit_yoyo.model.merge_yaml import MERGE_FILE, MergeYaml, read_merge_yaml
+from mergekit_yoyo.model.names import any_layer
 from mergekit_yoyo.model.writing import DEFAULT_SHARD_SIZE, shard, write_checkpoint
 from mergekit_yoyo.outside import check_folder, read_json
 from mergekit_yoyo.progress import SILENT, Progress

@@ -5,13 +5,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mergekit_yoyo.errors import YoyoError
-from mergekit_yoyo.finish.donor_check import any_layer
 from mergekit_yoyo.inspection.inputs import Input
 from mergekit_yoyo.inspection.remark import Remark, by_value, error, note, some, warning
 from mergekit_yoyo.model.checkpoint import main_dtype
-from mergekit_yoyo.model.donor import comparable_config
-from mergekit_yoyo.model.layout import load_config
+from mergekit_yoyo.model.config import comparable_config, load_config
 from mergekit_yoyo.model.merge_yaml import MergeYaml
+from mergekit_yoyo.model.names import any_index
 from mergekit_yoyo.model.predictions import prediction_names, promised_predictions
 
 HEADS = ("lm_head.weight", "embed_out.weight")
@@ -131,7 +130,7 @@ def check_heads(inputs: Sequence[Input], merge_yaml: MergeYaml) -> list[Remark]:
 
 def check_tensor_names(inputs: Sequence[Input]) -> list[Remark]:
     """Tensors that some inputs have and others lack, layers and experts put together."""
-    names = {str(item): {_pattern(name) for name in item.tensors} for item in inputs}
+    names = {str(item): {any_index(name) for name in item.tensors} for item in inputs}
     everywhere = set[str].intersection(*names.values())
     extra: dict[tuple[str, ...], list[str]] = defaultdict(list)
     for name in dict.fromkeys(name for model in names for name in sorted(names[model])):
@@ -176,10 +175,6 @@ def _is_tied(item: Input) -> bool:
 
 def _has_head(item: Input) -> bool:
     return any(name.endswith(HEADS) for name in item.tensors)
-
-
-def _pattern(name: str) -> str:
-    return ".".join("*" if part.isdigit() else part for part in any_layer(name).split("."))
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

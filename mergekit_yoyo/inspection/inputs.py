@@ -10,6 +10,7 @@ from huggingface_hub import HfApi, constants, get_safetensors_metadata
 from mergekit_yoyo.errors import YoyoError
 from mergekit_yoyo.inspection.remark import Remark, error, warning
 from mergekit_yoyo.model.checkpoint import DTYPES, TensorInfo, main_dtype
+from mergekit_yoyo.model.config import text_section
 from mergekit_yoyo.model.donor import Donor, locate
 from mergekit_yoyo.model.json_files import check_layers, read_config, read_index
 from mergekit_yoyo.model.merge_yaml import MergeYaml, ModelName, references
@@ -42,8 +43,7 @@ class Input:
     @property
     def text_config(self) -> dict[str, Any]:
         """The part of its config.json that describes the language model."""
-        text: dict[str, Any] = self.config.get("text_config") or self.config
-        return text
+        return text_section(self.config)
 
     @property
     def summary(self) -> str:

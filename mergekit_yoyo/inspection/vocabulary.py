@@ -7,10 +7,9 @@ from typing import Any, NamedTuple
 
 from mergekit_yoyo.inspection.inputs import Input
 from mergekit_yoyo.inspection.remark import Remark, by_value, error, some, warning
-from mergekit_yoyo.model.donor import same_tokenizer
 from mergekit_yoyo.model.json_files import read_tokenizer
 from mergekit_yoyo.model.merge_yaml import MergeYaml
-from mergekit_yoyo.outside import read_json, read_text
+from mergekit_yoyo.model.tokenizer import chat_template, same_tokenizer, tokenizer_setting
 
 _SPLITTING = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
 _UNION = "Add `tokenizer: {source: union}` to the YAML."
@@ -50,10 +49,10 @@ def check_templates(inputs: Sequence[Input], merge_yaml: MergeYaml) -> list[Rema
     """Chat templates and names of special tokens that differ."""
     remarks = []
     for key in ("bos_token", "eos_token", "pad_token", "unk_token"):
-        tokens = [(_setting(item.folder, key), str(item)) for item in inputs]
+        tokens = [(tokenizer_setting(item.folder, key), str(item)) for item in inputs]
         if len(dict(tokens)) > 1:
             remarks.append(warning(f"{key} differs (special token): {by_value(tokens)}"))
-    templates = [(_template(item.folder), str(item)) for item in inputs]
+    templates = [((chat_template(item.folder) or "").strip(), str(item)) for item in inputs]
     kinds = list(dict.fromkeys(text for text, _ in templates if text))
     if len(dict(templates)) > 1 and not merge_yaml.config.chat_template:
         named = [(f"template {kinds.index(t) + 1}" if t else "none", m) for t, m in templates]
@@ -113,23 +112,3 @@ def _read(folder: Path) -> _Tokens | None:
 def _same_bytes(one: Path, other: Path) -> bool:
     files = (one / "tokenizer.json", other / "tokenizer.json")
     return all(file.is_file() for file in files) and files[0].read_bytes() == files[1].read_bytes()
-
-
-def _setting(folder: Path, key: str) -> str | None:
-    file = folder / "tokenizer_config.json"
-    value = read_json(file).get(key) if file.is_file() else None
-    return value.get("content") if isinstance(value, dict) else value
-
-
-def _template(folder: Path) -> str | None:
-    file = folder / "chat_template.jinja"
-    text = read_text(file) if file.is_file() else _setting_template(folder)
-    return text.strip() if text else None
-
-
-def _setting_template(folder: Path) -> str | None:
-    file = folder / "tokenizer_config.json"
-    template = read_json(file).get("chat_template") if file.is_file() else None
-    if isinstance(template, list):  # several by name
-        template = {entry["name"]: entry["template"] for entry in template}.get("default")
-    return template

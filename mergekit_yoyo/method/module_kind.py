@@ -3,7 +3,6 @@
 The model is built without storage, as mergekit itself does to find tied weights, once per config.
 """
 
-import re
 from functools import cache
 from typing import Any
 
@@ -14,6 +13,7 @@ from mergekit.merge_methods.base import TensorGroup
 from mergekit_yoyo.algorithm.options import Experts, TensorKind
 from mergekit_yoyo.algorithm.packing import WHOLE, Packing
 from mergekit_yoyo.errors import YoyoError
+from mergekit_yoyo.model.names import any_index
 
 _STACKED = Packing(stacked=True)
 
@@ -33,7 +33,7 @@ def kind_of(group: TensorGroup, packing: Packing | Experts) -> tuple[TensorKind,
         return ("embedding" if indexed else "auto"), packing
     # a merge may have more layers than its inputs; a name that transformers does not use is that of
     # a layer stored apart, which is a linear one or a vector by its shape
-    kind, stacked = kinds.get(_any_layer(name), ("auto", False))
+    kind, stacked = kinds.get(any_index(name), ("auto", False))
     return kind, _STACKED if stacked and packing == WHOLE else packing
 
 
@@ -46,10 +46,6 @@ def prepare_kinds(model: ModelReference) -> None:
 
     if model in LoaderCache.loaders:  # else it is asked about later
         _kinds(model)
-
-
-def _any_layer(name: str) -> str:
-    return re.sub(r"\.\d+\.", ".*.", name)
 
 
 @cache
@@ -79,7 +75,7 @@ def _kinds(model: ModelReference) -> dict[str, tuple[TensorKind, bool]]:
         id(module.weight) for module in built.modules() if isinstance(module, torch.nn.Embedding)
     }
     return {
-        _any_layer(f"{path}.{name}" if path else name): _kind(module, name, parameter, tables)
+        any_index(f"{path}.{name}" if path else name): _kind(module, name, parameter, tables)
         for path, module in built.named_modules(remove_duplicate=False)
         for name, parameter in module.named_parameters(recurse=False, remove_duplicate=False)
     }

@@ -101,7 +101,7 @@ def _transposed_experts(weights: Mapping[str, mx.array], declared: Any) -> set[s
     packed = {name for name, a in weights.items() if a.ndim == 3 and name.endswith("_proj")}
     if not packed or declared is None:
         return set()
-    from mergekit_yoyo.model.layout import meta_model
+    from mergekit_yoyo.model.config import meta_model
 
     flipped = {
         f"{path}.{name}"

@@ -1,9 +1,7 @@
 """The donor: the model whose checkpoint, config and tokenizer a merge shall look like."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from huggingface_hub import get_safetensors_metadata, hf_hub_download, snapshot_download
@@ -12,19 +10,14 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from mergekit_yoyo import card as cards
 from mergekit_yoyo.errors import YoyoError
 from mergekit_yoyo.model.checkpoint import INDEX_FILE, Checkpoint, TensorInfo
-from mergekit_yoyo.model.json_files import read_index, read_tokenizer
-from mergekit_yoyo.model.layout import load_config
+from mergekit_yoyo.model.config import comparable_config
+from mergekit_yoyo.model.json_files import read_index
 from mergekit_yoyo.model.merge_yaml import MERGE_FILE, MergeYaml, ModelName, read_merge_yaml
+from mergekit_yoyo.model.tokenizer import same_tokenizer
 from mergekit_yoyo.outside import check_folder
 
 # What is fetched of a model on the Hub: everything but weights.
 SMALL_FILES = ["*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken", "*.py", "*.md", "*.yml"]
-# Config keys that a merge may set without being of another model.
-_MERGED_KEYS = {
-    *("transformers_version", "dtype", "_name_or_path", "vocab_size", "num_hidden_layers"),
-    *("layer_types", "mlp_only_layers", "first_k_dense_replace", "tie_word_embeddings"),
-    *("quantization_config", "bos_token_id", "eos_token_id", "pad_token_id"),
-}
 
 
 @dataclass(frozen=True)
@@ -174,30 +167,3 @@ def _matching_input(merge_yaml: MergeYaml, merge: Path) -> ModelName:
         f"{', '.join(differing)}. Without base_model, mergekit takes each from any of them. "
         "Name the one to follow with --donor PATH_OR_REPO."
     )
-
-
-def comparable_config(folder: Path) -> dict[str, Any]:
-    """A config as transformers reads it, without what merging changes."""
-    values: Mapping[str, Any] = load_config(folder).to_dict()
-    length = values.get("num_hidden_layers")
-    return {
-        key: value
-        for key, value in values.items()
-        if key not in _MERGED_KEYS and not (isinstance(value, list) and len(value) == length)
-    }
-
-
-def same_tokenizer(one: Path, other: Path) -> bool:
-    """Whether two folders hold the same tokenizer, or one of them holds none."""
-    for file in ("tokenizer.json", "tokenizer.model", "vocab.json"):
-        first, second = one / file, other / file
-        if first.is_file() and second.is_file():
-            return first.read_bytes() == second.read_bytes() or (
-                file == "tokenizer.json" and _vocabulary(first) == _vocabulary(second)
-            )
-    return True
-
-
-def _vocabulary(file: Path) -> dict[str, int]:
-    vocabulary: dict[str, int] = read_tokenizer(file).get_vocab()
-    return vocabulary

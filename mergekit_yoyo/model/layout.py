@@ -22,13 +22,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from mergekit_yoyo.errors import YoyoError
 from mergekit_yoyo.model.checkpoint import TensorInfo
-from mergekit_yoyo.model.json_files import read_config
+from mergekit_yoyo.model.config import meta_model
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -112,102 +112,6 @@ def plan_layout(
             infos = {name: TensorInfo(tuple(t.shape), t.dtype) for name, t in reverted.items()}
         planned.append(Group(tuple(names), infos))
     return LayoutPlan(model, planned)
-
-
-def meta_model(config: "PretrainedConfig | Path", stored: Iterable[str] = ()) -> "PreTrainedModel":
-    """The transformers model of `config` (or of the folder that holds it), without any data.
-
-    Args:
-        config: as above.
-        stored: names of a checkpoint, whose prefixes a conversion back shall restore.
-
-    Raises:
-        YoyoError: no usable config.json, or an architecture that transformers does not have.
-    """
-    from transformers.initialization import no_init_weights
-
-    if isinstance(config, Path):
-        config = load_config(config)
-    name, found = model_class(config)
-    try:
-        with torch.device("meta"), no_init_weights():
-            model: PreTrainedModel = (
-                found.from_config(config) if name.startswith("Auto") else found(config)
-            )
-    except Exception as error:  # a model fails on impossible values in ways of its own
-        raise YoyoError(f"config.json: transformers cannot build {name} of it: {error}.") from None
-    # What transformers' revert looks up anew for each call; kept here, as `from_pretrained` does.
-    from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import PrefixChange
-
-    conversions = get_model_conversion_mapping(model, add_legacy=False)
-    for name in stored:
-        for conversion in conversions:
-            name, _ = conversion.rename_source_key(name)
-    model._weight_conversions = [
-        conversion
-        for conversion in conversions
-        if not isinstance(conversion, PrefixChange) or conversion.was_used()
-    ]
-    return model
-
-
-def model_class(config: "PretrainedConfig") -> tuple[str, Any]:
-    """Name and class of the model that `architectures` names; by default the one of the type.
-
-    Raises:
-        YoyoError: transformers has no model of that name.
-    """
-    import transformers
-
-    name = (config.architectures or ["AutoModelForCausalLM"])[0]
-    found = getattr(transformers, name, None)
-    if not isinstance(found, type) or not (
-        issubclass(found, transformers.PreTrainedModel)
-        or (name.startswith("Auto") and hasattr(found, "from_config"))
-    ):
-        raise YoyoError(
-            f"config.json: architectures names {name}; transformers {transformers.__version__} "
-            "has no such class, so its checkpoint layout is not known. Upgrade transformers."
-        )
-    return name, found
-
-
-def load_config(folder: Path) -> "PretrainedConfig":
-    """The configuration of the model in `folder`, as transformers reads it (offline).
-
-    Raises:
-        YoyoError: there is no config.json, or transformers cannot make sense of it.
-    """
-    if not (folder / "config.json").is_file():
-        raise YoyoError(f"{folder}: expected a model folder; it has no config.json.")
-    return config_from(read_config(folder / "config.json"))
-
-
-def config_from(values: Mapping[str, Any]) -> "PretrainedConfig":
-    """A configuration from what a config.json holds, in whichever spelling.
-
-    transformers 5 writes infinities as `{"__float__": "Infinity"}`, which `from_dict` alone takes
-    for a value.
-
-    Raises:
-        YoyoError: transformers does not know the model type or refuses a value.
-    """
-    import transformers
-
-    kind = values.get("model_type")
-    if kind not in transformers.CONFIG_MAPPING:
-        raise YoyoError(
-            f"config.json: model_type is {kind!r}, which transformers {transformers.__version__} "
-            "does not know. Upgrade transformers."
-        )
-    try:
-        config_class = transformers.CONFIG_MAPPING[kind]
-        decoded = config_class._decode_special_floats(dict(values))
-        config: PretrainedConfig = config_class.from_dict(decoded)
-    except Exception as error:  # validators of many kinds
-        raise YoyoError(f"config.json: transformers refuses it: {error}") from None
-    return config
 
 
 def _revert(model: "PreTrainedModel", tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

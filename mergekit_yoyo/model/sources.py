@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from mergekit_yoyo.model.layout import meta_model
+from mergekit_yoyo.model.config import meta_model
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
