@@ -26,7 +26,7 @@ class Finding:
 
 def examine() -> list[Finding]:
     """Findings in the order in which things depend on each other."""
-    return [*_versions(), _hook(), _registration(), _devices()]
+    return [*_versions(), _hook(), _registration(), _repair(), _devices()]
 
 
 def _versions() -> list[Finding]:
@@ -61,6 +61,23 @@ def _registration() -> Finding:
     except Exception as error:
         return Finding(False, f"merge_method: yoyo_fusion is not registered: {error!r}", REINSTALL)
     return Finding(True, "merge_method: yoyo_fusion is registered")
+
+
+def _repair() -> Finding:
+    """Whether merges lose nothing: the repair of mergekit's plans, or the refusal without it."""
+    try:
+        from mergekit_yoyo.planning import differing, is_switched_off
+    except Exception as error:
+        return Finding(False, f"mergekit's plans cannot be repaired: {error!r}", REINSTALL)
+    if is_switched_off():
+        return Finding(
+            True, "mergekit's plans are not repaired, as asked: lossy merges are refused"
+        )
+    if names := differing():
+        text = "mergekit's plans are not repaired: lossy merges are refused"
+        remedy = f"It differs from mergekit {TESTED['mergekit']} in {', '.join(names)}."
+        return Finding(False, text, remedy)
+    return Finding(True, "mergekit's plans are repaired: merges by yoyo_fusion lose nothing")
 
 
 def _devices() -> Finding:

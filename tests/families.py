@@ -181,7 +181,22 @@ FAMILIES: dict[str, Family] = {
     "qwen3_next": Family(
         "qwen3_next",
         "Qwen3NextForCausalLM",
-        {**_LINEAR, **_MOE, "shared_expert_intermediate_size": 16},
+        {
+            **_LINEAR,
+            **_MOE,
+            "shared_expert_intermediate_size": 16,
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 10000000.0,
+                "partial_rotary_factor": 0.25,
+            },
+        },
+        older={
+            "rope_theta": 10000000,
+            "rope_scaling": None,
+            "partial_rotary_factor": 0.25,
+            "num_experts": 4,
+        },
         dress=_qwen_mtp("model.", 3),
     ),
     "qwen3_5": Family(
@@ -305,6 +320,12 @@ FAMILIES: dict[str, Family] = {
                 "partial_rotary_factor": 0.5,
             },
         },
+        older={
+            "rope_theta": 10000.0,
+            "rope_scaling": None,
+            "partial_rotary_factor": 0.5,
+            "n_routed_experts": 4,
+        },
         dress=_layer_mtp(3),
     ),
     "glm4v": Family(
@@ -326,7 +347,13 @@ FAMILIES: dict[str, Family] = {
         },
         text={"rope_parameters": {**_M_ROPE, "partial_rotary_factor": 1.0}},
     ),
-    "deepseek_v3": Family("deepseek_v3", "DeepseekV3ForCausalLM", _DEEPSEEK, dress=_layer_mtp(3)),
+    "deepseek_v3": Family(
+        "deepseek_v3",
+        "DeepseekV3ForCausalLM",
+        _DEEPSEEK,
+        older={"rope_theta": 10000, "rope_scaling": None, "n_routed_experts": 4},
+        dress=_layer_mtp(3),
+    ),
     "deepseek_v2": Family(
         "deepseek_v2",
         "DeepseekV2ForCausalLM",
@@ -341,6 +368,18 @@ FAMILIES: dict[str, Family] = {
             "sliding_window": 8,
             "intermediate_size": 32,
             "layer_types": ["sliding_attention", "full_attention"],
+        },
+        older={
+            "rope_theta": 150000,
+            "rope_scaling": {
+                "beta_fast": 32.0,
+                "beta_slow": 1.0,
+                "factor": 32.0,
+                "original_max_position_embeddings": 4096,
+                "rope_type": "yarn",
+                "truncate": False,
+            },
+            "num_local_experts": 4,
         },
     ),
     "llama4": Family(
@@ -412,7 +451,17 @@ FAMILIES: dict[str, Family] = {
     "kimi_linear": Family(
         "kimi_linear",
         "KimiLinearForCausalLM",
-        {**_MLA, **_MOE},
+        {
+            **_MLA,
+            **_MOE,
+            "linear_attn_config": {
+                "full_attn_layers": [2],  # counted from 1
+                "kda_layers": [1],
+                "head_dim": 8,
+                "num_heads": 4,
+                "short_conv_kernel_size": 4,
+            },
+        },
     ),
     "phi4_multimodal": Family(
         "phi4_multimodal",
@@ -553,7 +602,7 @@ def _spell(path: Path, family: Family) -> None:
             section = section[part]
         section[key] = value
     if family.older is not None:
-        for key in ("rope_parameters", "num_local_experts", "num_experts"):
+        for key in ("rope_parameters", "num_local_experts", "num_experts", "n_routed_experts"):
             config.pop(key, None)
         config["torch_dtype"] = config.pop("dtype")
         config["transformers_version"] = "4.51.0"

@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 
 from mergekit_yoyo.cli import main
 from mergekit_yoyo.errors import YoyoError
-from mergekit_yoyo.finish import finish, plan_finish
+from mergekit_yoyo.finish import complete, finish, merge_yaml_of, plan_finish
 from mergekit_yoyo.inspection import inspect
 from mergekit_yoyo.planning import hook, planning
 
@@ -125,6 +125,28 @@ def test_inspect_names_what_another_method_would_lose(tmp_path: Path) -> None:
     assert "15 tensors (10,928 parameters, " in said
     assert "mtp.fc.weight (2,048 parameters)" in said
     assert "save_pretrained" not in said  # which would lose them too
+
+
+def test_other_methods_are_left_as_they_are(tmp_path: Path) -> None:
+    inputs = write_inputs("qwen3_5", tmp_path)
+    _merge(_linear(inputs), tmp_path / "merged")
+    assert names_of(inputs[0]) - names_of(tmp_path / "merged") == {
+        name for name in names_of(inputs[0]) if name.startswith("mtp.")
+    }
+
+
+def test_finish_completes_a_merge_by_its_own_method(tmp_path: Path) -> None:
+    inputs = write_inputs("qwen3_next", tmp_path)
+    _merge(_linear(inputs), tmp_path / "merged")
+    added = complete(tmp_path / "merged", merge_yaml_of(tmp_path / "merged"))
+    assert len(added) == 29
+    assert all(name.startswith("mtp.") for name in added)
+    models, merged = [tensors_of(path) for path in inputs], tensors_of(tmp_path / "merged")
+    for name in added:
+        mean = sum(tensors[name].float() for tensors in models) / 3
+        torch.testing.assert_close(merged[name].float(), mean, rtol=2**-7, atol=1e-3)
+    finish(plan_finish(tmp_path / "merged"))
+    assert names_of(tmp_path / "merged") == names_of(inputs[0])
 
 
 def test_the_repair_serves_other_methods(tmp_path: Path) -> None:

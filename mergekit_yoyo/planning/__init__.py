@@ -1,13 +1,23 @@
 """mergekit's plans made whole: what it would leave out of a merge is seen, and planned too."""
 
-from mergekit_yoyo.planning.hook import install, lost_in, notes_on, planning, refusal
+from mergekit_yoyo.planning.hook import (
+    differing,
+    install,
+    is_switched_off,
+    lost_in,
+    notes_on,
+    planning,
+    refusal,
+)
 from mergekit_yoyo.planning.law import Account
 from mergekit_yoyo.planning.reading import gathered_weights, reader_of
 
 __all__ = [
     "Account",
+    "differing",
     "gathered_weights",
     "install",
+    "is_switched_off",
     "lost_in",
     "notes_on",
     "planning",

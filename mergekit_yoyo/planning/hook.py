@@ -89,6 +89,11 @@ def differing() -> tuple[str, ...]:
     return tuple(name for name, known in FINGERPRINTS.items() if fingerprint(name) != known)
 
 
+def is_switched_off() -> bool:
+    """Whether the environment says that nothing is to be repaired."""
+    return os.environ.get(SWITCH) == "0"
+
+
 def fingerprint(name: str) -> str:
     """sha256 of the source of a function of mergekit, by `module:Class.function`."""
     from importlib import import_module
@@ -157,7 +162,7 @@ def _checked(plan_tensor: Callable[..., None]) -> Callable[..., None]:
 
 def refusal(found: Account, mode: Mode) -> str:
     """The sentence that refuses a plan which loses something, with the way out."""
-    if os.environ.get(SWITCH) == "0":
+    if is_switched_off():
         out = f"Unset {SWITCH}, which switches off their repair"
     elif differing():
         out = (
@@ -180,7 +185,7 @@ def _mode_of(planner: Any) -> Mode | None:
     mode = _mode.get()
     if mode is None and planner.config.merge_method in METHODS:
         mode = "mends"
-    if mode == "mends" and (os.environ.get(SWITCH) == "0" or is_unknown()):
+    if mode == "mends" and (is_switched_off() or is_unknown()):
         return "refuses"
     return mode
 

@@ -80,7 +80,7 @@ class Account:
         """What is lost, layers and experts put together, largest first."""
         groups: dict[str, list[str]] = defaultdict(list)
         for name in dict.fromkeys(lost.name for lost in self.lost):
-            groups[re.sub(r"\d+", "*", name)].append(name)
+            groups[re.sub(r"(?<=\.)\d+(?=\.)", "*", name)].append(name)
         sizes = {
             pattern: sum(self.parameters.get(name, 0) for name in names)
             for pattern, names in groups.items()
