@@ -120,7 +120,7 @@ def main(names: tuple[str, ...], mlx: bool, write: bool) -> None:
 
 
 def _word(faults: Iterable[str]) -> str:
-    found = list(faults)
+    found = [" ".join(fault.split()).replace("|", "/") for fault in faults]
     return f"{len(found)} wrong: {found[0][:120]}" if found else "right"
 
 

@@ -125,6 +125,7 @@ def test_doctor_tells_a_working_hook_from_a_lost_one(
     assert "ok   merge_method: yoyo_fusion is registered" in healthy
     assert "ok   the start-up hook runs: every mergekit command knows the method" in healthy
     assert f"ok   torch {torch.__version__}" in healthy
+    assert "ok   mergekit's plans are repaired: merges by yoyo_fusion lose nothing" in healthy
     assert "ok   devices: cpu" in healthy
     assert "FAIL" not in healthy
 
