@@ -12,6 +12,7 @@ commands that users have. Numbers are held against the float64 reference of the 
 import logging
 import sys
 import tempfile
+import textwrap
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
@@ -71,7 +72,8 @@ def export(folder: Path) -> str:
     if done.exit_code == 0:
         return "yes"
     said = " ".join((done.output or repr(done.exception)).split()).split("Error: ")[-1]
-    return said.replace(str(folder / "finished"), "model").replace("|", "/")[:160]
+    said = said.replace(f"{folder / 'finished'}: ", "").replace("|", "/")
+    return textwrap.shorten(said, 120, placeholder=" ...")
 
 
 @click.command()

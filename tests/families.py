@@ -569,9 +569,8 @@ def write_family(folder: Path, name: str, seed: int = 0) -> Path:
     model = getattr(transformers, family.architecture)(config).to(torch.bfloat16)
     with torch.no_grad():
         for key, tensor in model.named_parameters():
-            tensor.normal_(std=0.2)
-            if "norm" in key and key.endswith("weight"):
-                tensor.add_(1)
+            center = tensor.float().mean().round() if "norm" in key else 0.0  # 0 where 1 is added
+            tensor.normal_(std=0.2).add_(center)
         for key, buffer in model.named_buffers():
             if key.endswith("e_score_correction_bias"):
                 buffer.data = torch.randn(buffer.shape, dtype=torch.float32)
