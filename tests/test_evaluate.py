@@ -17,7 +17,8 @@ from stopping import stopped_after
 from mergekit_yoyo.cli import main
 from mergekit_yoyo.errors import YoyoError
 from mergekit_yoyo.evaluation import EvaluationSettings, evaluate
-from mergekit_yoyo.evaluation.model_folder import describe_quantization, open_model
+from mergekit_yoyo.evaluation.model_folder import open_model
+from mergekit_yoyo.model.folder import describe_quantization
 from mergekit_yoyo.progress import Silent
 from mergekit_yoyo.scores import build_table, compare, read_results
 

@@ -684,7 +684,7 @@ def test_errors_are_sentences(place: Path, merge: Path, tmp_path: Path) -> None:
             ["mergekit would not accept this merge YAML: models"],
         ),
         ([merge, "--donor", place / "llama"], ["Tensors that differ", "which the donor has not"]),
-        ([merge, "--donor", "./gone/a/b"], ["neither a folder nor a model of the Hub"]),
+        ([merge, "--donor", "./gone/a/b"], ["no such folder, and not a name", "--donor PATH"]),
         ([merge, "-o", place], ["exists and is not empty"]),
         ([merge, "-o", merge], ["this is the merge itself"]),
         ([merge, "-o", merge / "deep" / "out"], ["this is inside the merge"]),

@@ -5,23 +5,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from huggingface_hub import HfApi, constants, get_safetensors_metadata
+from huggingface_hub import HfApi, constants
 
 from mergekit_yoyo.errors import YoyoError
 from mergekit_yoyo.inspection.remark import Remark, error, warning
-from mergekit_yoyo.model.checkpoint import DTYPES, TensorInfo, main_dtype
+from mergekit_yoyo.model.checkpoint import TensorInfo, main_dtype
 from mergekit_yoyo.model.config import text_section
-from mergekit_yoyo.model.donor import Donor, locate
-from mergekit_yoyo.model.json_files import check_layers, read_config, read_index
+from mergekit_yoyo.model.folder import WHOLE_FILES, is_whole, tensors_in, tensors_on_hub
+from mergekit_yoyo.model.json_files import check_layers, read_config
 from mergekit_yoyo.model.merge_yaml import MergeYaml, ModelName, references
+from mergekit_yoyo.model.place import locate
 from mergekit_yoyo.outside import check_folder
 from mergekit_yoyo.staging import format_bytes
 
 if TYPE_CHECKING:
     from mergekit.common import ModelReference
-
-_INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
-_WHOLE_FILES = ("model.safetensors", "pytorch_model.bin")
 
 
 @dataclass(frozen=True)
@@ -100,13 +98,13 @@ def _look_at(reference: "ModelReference", name: ModelName) -> Input:
     if not (folder / "config.json").is_file():
         raise YoyoError(f"{name}: there is no config.json in {folder}: this is no model folder.")
     config = read_config(folder / "config.json")
-    if _is_whole(folder):
-        tensors = Donor(name, folder, None).tensors()
+    if is_whole(folder):
+        tensors = tensors_in(folder) or {}
         check_layers(config, len(tensors), folder / "config.json")
         return Input(reference, folder, config, tensors)
     if not name.on_hub:
         raise YoyoError(
-            f"{name}: its weights are incomplete: mergekit looks for {' or '.join(_WHOLE_FILES)}, "
+            f"{name}: its weights are incomplete: mergekit looks for {' or '.join(WHOLE_FILES)}, "
             "or one with .index.json and all the files it lists. Copy or download them again."
         )
     if constants.HF_HUB_OFFLINE:
@@ -169,28 +167,11 @@ def _check_name(name: ModelName) -> list[Remark]:
     ]
 
 
-def _is_whole(folder: Path) -> bool:
-    """Whether all weight files are here that mergekit would read."""
-    for single, index in zip(_WHOLE_FILES, _INDEX_FILES, strict=True):
-        if (folder / index).is_file():
-            files = set(read_index(folder / index).values())
-            return all((folder / file).is_file() for file in files)
-        if (folder / single).is_file():
-            return True
-    return False
-
-
 def _headers_on_hub(name: ModelName) -> tuple[dict[str, TensorInfo | None], int]:
     try:
-        metadata = get_safetensors_metadata(name.path, revision=name.revision)
+        tensors = tensors_on_hub(name)
         files = HfApi().model_info(name.path, revision=name.revision, files_metadata=True).siblings
     except Exception as wrong:  # of many kinds: no safetensors, no network, no permission
         raise YoyoError(f"{name}: the headers of its weights cannot be read: {wrong}") from None
-    tensors: dict[str, TensorInfo | None] = {}
-    for header in metadata.files_metadata.values():
-        for tensor, info in header.tensors.items():
-            known = info.dtype in DTYPES
-            shape = tuple(info.shape)
-            tensors[tensor] = TensorInfo(shape, DTYPES[info.dtype]) if known else None
     sizes = [file.size or 0 for file in files or [] if file.rfilename.endswith(".safetensors")]
     return tensors, sum(sizes)

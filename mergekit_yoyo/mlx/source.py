@@ -4,24 +4,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
-
 from mergekit_yoyo.errors import YoyoError
+from mergekit_yoyo.model.merge_yaml import ModelName
+from mergekit_yoyo.model.place import fetch
+from mergekit_yoyo.model.tokenizer import VOCABULARY_FILES, has_tokenizer
 from mergekit_yoyo.outside import check_folder, read_json
 
-DOWNLOADED = (
-    "*.json", "model*.safetensors", "*.model", "*.tiktoken", "*.txt", "*.jsonl", "*.jinja",
-    "*.md", "LICENSE*", "NOTICE*", "mergekit_config.yml",
-)  # fmt: skip
 # What an export takes along as it is; config.json, weights and the card are written anew.
 CARRIED = (
     "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt",
     "*.model", "*.tiktoken", "chat_template*", "generation_config.json", "LICENSE*", "NOTICE*",
     "mergekit_config.yml",
 )  # fmt: skip
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "*.tiktoken")
 
 
 @dataclass(frozen=True)
@@ -60,7 +54,7 @@ def open_source(source: str | Path, *, revision: str | None = None) -> Source:
     folder, repo = Path(source).expanduser(), None
     if not folder.exists():
         repo = str(source)
-        folder = _download(repo, revision)
+        folder = fetch(ModelName(repo, revision), ["model*.safetensors"])
     if not folder.is_dir():
         raise YoyoError(f"{folder}: expected a model folder; got a file.")
     config_path = folder / "config.json"
@@ -75,26 +69,12 @@ def open_source(source: str | Path, *, revision: str | None = None) -> Source:
             f"{config_path}: the weights are quantized already. Start from the unquantized model."
         )
     check_layers(config, _check_weights(folder), config_path)
-    if not any(path for pattern in TOKENIZER_FILES for path in folder.glob(pattern)):
+    if not has_tokenizer(folder):
         raise YoyoError(
-            f"{folder}: no tokenizer ({', '.join(TOKENIZER_FILES)}). Copy the tokenizer files of "
+            f"{folder}: no tokenizer ({', '.join(VOCABULARY_FILES)}). Copy the tokenizer files of "
             "one of the merged models here; `mergekit-yaml` writes them with --copy-tokenizer."
         )
     return Source(folder, repo, config)
-
-
-def _download(repo: str, revision: str | None) -> Path:
-    try:
-        validate_repo_id(repo)
-    except HFValidationError:
-        raise YoyoError(f"{repo}: no such folder, and not a name on the Hub.") from None
-    try:
-        return Path(snapshot_download(repo, revision=revision, allow_patterns=[*DOWNLOADED]))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise YoyoError(
-            f"{repo}: no such folder here, and the Hub did not give it ({reason})."
-        ) from None
 
 
 def _check_weights(folder: Path) -> int:

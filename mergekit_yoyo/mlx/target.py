@@ -3,11 +3,10 @@
 from contextlib import suppress
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
-
 from mergekit_yoyo.card import read_card, read_section
 from mergekit_yoyo.errors import YoyoError
 from mergekit_yoyo.mlx.card import SECTION
+from mergekit_yoyo.model.folder import is_mlx
 
 
 def check_target(target: Path, source: Path, *, overwrite: bool) -> None:
@@ -48,6 +47,6 @@ def _is_export(folder: Path) -> bool:
         if read_section(read_card(folder / "README.md"), SECTION) is not None:
             return True
     for file in folder.glob("model*.safetensors"):
-        with suppress(OSError, SafetensorError), safe_open(file, framework="np") as opened:
-            return (opened.metadata() or {}).get("format") == "mlx"
+        with suppress(YoyoError):
+            return is_mlx(file)
     return False

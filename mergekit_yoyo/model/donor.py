@@ -3,21 +3,17 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from huggingface_hub import get_safetensors_metadata, hf_hub_download, snapshot_download
+from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
 from mergekit_yoyo import card as cards
 from mergekit_yoyo.errors import YoyoError
-from mergekit_yoyo.model.checkpoint import INDEX_FILE, Checkpoint, TensorInfo
+from mergekit_yoyo.model.checkpoint import TensorInfo
 from mergekit_yoyo.model.config import comparable_config
-from mergekit_yoyo.model.json_files import read_index
+from mergekit_yoyo.model.folder import tensors_in, tensors_on_hub
 from mergekit_yoyo.model.merge_yaml import MERGE_FILE, MergeYaml, ModelName, read_merge_yaml
+from mergekit_yoyo.model.place import locate
 from mergekit_yoyo.model.tokenizer import same_tokenizer
-from mergekit_yoyo.outside import check_folder
-
-# What is fetched of a model on the Hub: everything but weights.
-SMALL_FILES = ["*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken", "*.py", "*.md", "*.yml"]
 
 
 @dataclass(frozen=True)
@@ -34,30 +30,18 @@ class Donor:
         Raises:
             YoyoError: the checkpoint is damaged, or its index cannot be had.
         """
-        for index in (INDEX_FILE, "pytorch_model.bin.index.json"):
-            if (self.folder / index).is_file():
-                files = read_index(self.folder / index)
-                whole = all((self.folder / file).is_file() for file in set(files.values()))
-                if whole and index == INDEX_FILE:
-                    break
-                return dict.fromkeys(files)
-        if next(self.folder.glob("*.safetensors"), None) is not None:
-            with Checkpoint(self.folder) as checkpoint:
-                return dict(checkpoint.tensors)
-        single = self.folder / "pytorch_model.bin"
-        if single.is_file():
-            state = torch.load(single, map_location="meta", weights_only=True, mmap=True)
-            return {name: TensorInfo(tuple(t.shape), t.dtype) for name, t in state.items()}
+        found = tensors_in(self.folder)
+        if found is not None:
+            return found
         if not self.name.on_hub:
             raise YoyoError(f"{self.folder}: the donor has no weights, so its layout is unknown.")
         try:
-            metadata = get_safetensors_metadata(self.name.path, revision=self.name.revision)
+            return tensors_on_hub(self.name)
         except Exception as error:
             raise YoyoError(
                 f"{self.name}: its tensor names are not in the Hub cache and could not be asked "
                 f"for ({error}). Go online, or give --donor FOLDER."
             ) from None
-        return dict.fromkeys(metadata.weight_map)
 
 
 def find_donor(merge_yaml: MergeYaml, merge: Path, given: str | None = None) -> Donor:
@@ -72,42 +56,18 @@ def find_donor(merge_yaml: MergeYaml, merge: Path, given: str | None = None) -> 
     """
     if given is not None:
         name = ModelName(given)
-        return Donor(name, locate(name), merge_yaml.layers)
+        return Donor(name, _located(name), merge_yaml.layers)
     return _follow(merge_yaml, merge, seen=[merge.resolve()])
 
 
-def locate(name: ModelName) -> Path:
-    """The folder of a model: a local one, its snapshot in the Hub cache, or its small files there.
-
-    Raises:
-        YoyoError: it is neither a folder, nor cached, nor to be had from the Hub.
-    """
-    path = Path(name.path).expanduser()
-    if path.is_dir():
-        check_folder(path)
-        return path
-    missing = YoyoError(
-        f"{name}: neither a folder nor a model of the Hub that can be reached from here. Relative "
-        f"paths are those of the folder the merge was run in (now: {Path.cwd()}): run this there, "
-        "or give --donor PATH_OR_REPO."
-    )
-    if not name.on_hub:
-        raise missing
+def _located(name: ModelName) -> Path:
     try:
-        cached = snapshot_download(name.path, revision=name.revision, local_files_only=True)
-        if (Path(cached) / "config.json").is_file():
-            check_folder(Path(cached))
-            return Path(cached)
-    except LocalEntryNotFoundError:
-        pass
-    except HFValidationError:
-        raise missing from None
-    try:
-        return Path(
-            snapshot_download(name.path, revision=name.revision, allow_patterns=SMALL_FILES)
-        )
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError):
-        raise missing from None
+        return locate(name)
+    except YoyoError as error:
+        raise YoyoError(
+            f"{error} Relative paths are those of the folder the merge was run in (now: "
+            f"{Path.cwd()}): run this there, or give --donor PATH_OR_REPO."
+        ) from None
 
 
 def card_of(name: ModelName) -> str | None:
@@ -128,7 +88,7 @@ def card_of(name: ModelName) -> str | None:
 
 def _follow(merge_yaml: MergeYaml, merge: Path, seen: list[Path]) -> Donor:
     name = merge_yaml.base or _matching_input(merge_yaml, merge)
-    folder = locate(name)
+    folder = _located(name)
     if not (folder / MERGE_FILE).is_file():
         return Donor(name, folder, merge_yaml.layers)
     if folder.resolve() in seen:
@@ -153,7 +113,7 @@ def _matching_input(merge_yaml: MergeYaml, merge: Path) -> ModelName:
     merged = comparable_config(merge)
     differing = []
     for name in merge_yaml.inputs:
-        folder = locate(name)
+        folder = _located(name)
         if not (folder / "config.json").is_file():  # a LoRA adapter
             continue
         if comparable_config(folder) != merged:
