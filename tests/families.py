@@ -549,6 +549,22 @@ FAMILIES: dict[str, Family] = {
         },
         mlx=False,
     ),
+    "t5-gated-tied": Family(
+        "t5",
+        "T5ForConditionalGeneration",
+        {
+            "d_model": 32,
+            "d_kv": 8,
+            "d_ff": 48,
+            "num_layers": 2,
+            "num_decoder_layers": 2,
+            "num_heads": 4,
+            "feed_forward_proj": "gated-gelu",
+            "decoder_start_token_id": 0,
+            "tie_word_embeddings": True,
+        },
+        mlx=False,
+    ),
 }
 
 

@@ -4,7 +4,6 @@ Several families share one process, since importing mergekit and transformers co
 """
 
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -139,8 +138,3 @@ def config_of(folder: Path) -> dict[str, Any]:
     """config.json of a model folder."""
     values: dict[str, Any] = json.loads((folder / "config.json").read_text())
     return values
-
-
-def any_layer(name: str) -> str:
-    """A tensor name without its numbers."""
-    return re.sub(r"\d+", "*", name)

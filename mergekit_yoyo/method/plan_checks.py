@@ -20,6 +20,7 @@ from mergekit_yoyo.errors import YoyoError
 from mergekit_yoyo.method.module_kind import prepare_kinds
 from mergekit_yoyo.method.refusal import MergeError, refusals
 from mergekit_yoyo.outside import read_json
+from mergekit_yoyo.planning import gathered_weights
 from mergekit_yoyo.record import recorder
 
 LOG = logging.getLogger(__name__)
@@ -173,10 +174,3 @@ def _has_weight(task: Any, model: ModelReference) -> bool:
     weight = weights[model]
     names = [weight.name, *(weight.aliases or ()), *(weight.tied_names or ())]
     return any(name in loader.index.tensor_paths for name in names)
-
-
-def gathered_weights(task: Any) -> dict[ModelReference, Any] | None:
-    gather = task.gather_tensors
-    gather = getattr(gather, "gather_tensors", gather)  # under a change of vocabulary
-    weights = getattr(gather, "weight_info", None)
-    return None if weights is None else dict(weights.items())

@@ -16,10 +16,8 @@ from mergekit.common import ModelReference
 from mergekit.config import ConfigReader, OutputModuleDefinition, OutputSliceDefinition
 from mergekit.io.tasks import GatherTensors
 
-from mergekit_yoyo.errors import YoyoError
-from mergekit_yoyo.model.buffers import is_recomputed
-from mergekit_yoyo.model.checkpoint import TensorInfo
 from mergekit_yoyo.model.predictions import set_predictions
+from mergekit_yoyo.planning.held import form_of
 from mergekit_yoyo.planning.law import Account, Layers, Lost, account
 from mergekit_yoyo.planning.reading import Reader, gather_converted, reader_of
 from mergekit_yoyo.planning.slices import layers_of, readers_of
@@ -27,7 +25,6 @@ from mergekit_yoyo.planning.slices import layers_of, readers_of
 LOG = logging.getLogger(__name__)
 
 PlanTensor = Callable[[Any, WeightInfo, list[WeightInfo], list[ModelReference], ConfigReader], None]
-_VOCABULARY = ("embed_tokens.weight", "head.weight", "lm_head.weight")
 
 
 @dataclass
@@ -55,10 +52,13 @@ class Repair:
         pairs = list(zip(readers, weights_in, strict=False))  # mergekit pairs them so itself
         have = [bool(r.read_from(w)) for r, w in pairs]
         damaged = any(r.lacks(w.name) for (r, w), h in zip(pairs, have, strict=True) if not h)
+        holders = tuple(r.model for (r, _), h in zip(pairs, have, strict=True) if h)
         stored = any(_stored(r, w) for r, w in pairs)
         if not stored and any(r.converted(w) for r, w in pairs):
             if all(have) and _merged_apart(pairs):
                 return  # the parts are merged as they are stored, with the rest
+            if not all(have):
+                self.copied.setdefault(holders, []).append(weight.name)
             self._append(
                 *_optional(not all(have) and not damaged, weight, weights_in),
                 models,
@@ -68,6 +68,7 @@ class Repair:
         elif weight.optional or all(have) or damaged:
             self._append(weight, weights_in, models, cfg_reader)
         elif any(have):
+            self.copied.setdefault(holders, []).append(weight.name)
             self._append(*_optional(True, weight, weights_in), models, cfg_reader)
         else:
             LOG.info("%s: no input has it and their class needs none", weight.name)
@@ -167,31 +168,13 @@ class Repair:
             return
         if lacking:
             self.copied.setdefault(tuple(held), []).append(name)
-        readers = [reader_of(model) for model in held]
-        axis = 0 if self._indexes_tokens(name, readers, list(held.values())) else None
-        if axis is None:
-            _check_shapes(name, readers, list(held.values()))
-        options = {
-            "optional": bool(lacking),
-            "vocabulary_axis": axis,
-            "force_dtype": _own_dtype(name, readers[0].info(next(iter(held.values())))),
-        }
+        options = {"optional": bool(lacking), **form_of(name, held)}
         self._append(
             WeightInfo(name=name, **options),
             [WeightInfo(name=held.get(model, name), **options) for model in models],
             list(models),
             reader,
         )
-
-    def _indexes_tokens(self, name: str, readers: Sequence[Reader], names: Sequence[str]) -> bool:
-        """Whether a tensor is a further table or head of the vocabulary, by name and size."""
-        if not name.endswith(_VOCABULARY):
-            return False
-        for reader, stored in zip(readers, names, strict=True):
-            info, text = reader.info(stored), reader.config.get_text_config()
-            if info is None or info.shape[0] != text.vocab_size:
-                return False
-        return True
 
     def _append(
         self,
@@ -264,27 +247,6 @@ def _merged_apart(pairs: Sequence[tuple[Reader, WeightInfo]]) -> bool:
         if reader.sources is None or target is None or not reader.sources.of[target].joins:
             return False
     return True
-
-
-def _own_dtype(name: str, info: TensorInfo | None) -> str | None:
-    """The dtype of a tensor that the YAML's `dtype:` must not change: of indices and masks."""
-    if info is None or (info.dtype.is_floating_point and not is_recomputed(name)):
-        return None
-    return str(info.dtype).removeprefix("torch.")
-
-
-def _check_shapes(name: str, readers: Sequence[Reader], names: Sequence[str]) -> None:
-    infos = {
-        str(reader.model): info
-        for reader, stored in zip(readers, names, strict=True)
-        if (info := reader.info(stored)) is not None
-    }
-    if len({info.shape for info in infos.values()}) > 1:
-        listed = ", ".join(f"{list(info.shape)} in {model}" for model, info in infos.items())
-        raise YoyoError(
-            f"{name}: the inputs hold it in different shapes ({listed}), and mergekit would leave "
-            "it out without a word. These models do not merge."
-        )
 
 
 def _some(names: Sequence[str]) -> str:
