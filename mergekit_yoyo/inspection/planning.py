@@ -47,7 +47,7 @@ REFUSED = "mergekit refuses the merge: "
 
 
 @dataclass(frozen=True)
-class Plan:
+class MergePlan:
     """mergekit's plan: the task of each tensor, and all targets that a run would execute.
 
     settings: the transformers config that would be saved. loaded: what a task's model hands over
@@ -85,7 +85,7 @@ class Plan:
 
 def plan_merge(
     merge_yaml: MergeYaml, inputs: Sequence[Input], models: Mapping[ModelReference, Located]
-) -> Plan:
+) -> MergePlan:
     """Let mergekit plan the merge; no tensor is read and nothing is written.
 
     Raises:
@@ -121,10 +121,10 @@ def plan_merge(
     lost = lost_in(planner)
     said = [error(refusal(lost, "watches"))] if lost.lost else []
     said += [warning(note) for note in notes_on(planner)]
-    return Plan(config, settings, tasks, targets, loaded, said)
+    return MergePlan(config, settings, tasks, targets, loaded, said)
 
 
-def check_plan(plan: Plan) -> list[Remark]:
+def check_plan(plan: MergePlan) -> list[Remark]:
     """What the plan would do wrong, or die of while it runs."""
     missing: dict[str, list[str]] = {}
     shapes = []
@@ -166,7 +166,7 @@ def check_plan(plan: Plan) -> list[Remark]:
     return remarks
 
 
-def check_effects(plan: Plan) -> list[Remark]:
+def check_effects(plan: MergePlan) -> list[Remark]:
     """Options of our method that are set and do nothing in some tensors."""
     counts = Counter(
         sentence
@@ -180,7 +180,7 @@ def check_effects(plan: Plan) -> list[Remark]:
     ]
 
 
-def check_filters(merge_yaml: MergeYaml, plan: Plan) -> list[Remark]:
+def check_filters(merge_yaml: MergeYaml, plan: MergePlan) -> list[Remark]:
     """Filters that match no tensor of the merge."""
     names = {weight.name for t in plan.tasks for weight in (gathered_weights(t) or {}).values()}
     names |= {task.output_weight.name for task in plan.tasks}

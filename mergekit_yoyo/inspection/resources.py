@@ -13,7 +13,7 @@ from mergekit.merge_methods.task_adapter import ExecuteMergeMethodTask
 from mergekit.tokenizer import PermutedVocabulary
 
 from mergekit_yoyo.inspection.inputs import Input
-from mergekit_yoyo.inspection.planning import Plan
+from mergekit_yoyo.inspection.planning import MergePlan
 from mergekit_yoyo.inspection.remark import Remark, error, note, warning
 from mergekit_yoyo.model.checkpoint import TensorInfo
 from mergekit_yoyo.staging import format_bytes
@@ -21,7 +21,7 @@ from mergekit_yoyo.staging import format_bytes
 PROCESS_BYTES = 450_000_000  # Python, torch and transformers, before a tensor is read
 
 
-def check_disk(plan: Plan, inputs: Sequence[Input], output: Path) -> list[Remark]:
+def check_disk(plan: MergePlan, inputs: Sequence[Input], output: Path) -> list[Remark]:
     """The merge's own size, and that of downloads, against the free space of their disks."""
     size = sum(info.nbytes for task in plan.tasks if (info := plan.output_of(task)) is not None)
     needed = [(_existing(output), size, "the merge")]
@@ -38,7 +38,7 @@ def check_disk(plan: Plan, inputs: Sequence[Input], output: Path) -> list[Remark
     return remarks
 
 
-def check_memory(plan: Plan) -> list[Remark]:
+def check_memory(plan: MergePlan) -> list[Remark]:
     """The peak of a merge on the CPU against the memory of this machine."""
     peak, memory = peak_bytes(plan), psutil.virtual_memory()
     text = (
@@ -50,7 +50,7 @@ def check_memory(plan: Plan) -> list[Remark]:
     return [warning(text) if peak > memory.available else note(text)]
 
 
-def peak_bytes(plan: Plan) -> int:
+def peak_bytes(plan: MergePlan) -> int:
     """Memory that mergekit-yaml will hold at most: its schedule, played with sizes only.
 
     Inputs live until their tensor is merged, and merged tensors until their shard is full. The
@@ -79,7 +79,7 @@ def peak_bytes(plan: Plan) -> int:
     return peak + PROCESS_BYTES
 
 
-def _shard_limit(plan: Plan) -> int:
+def _shard_limit(plan: MergePlan) -> int:
     saved = next(target for target in plan.targets if isinstance(target, SaveTensor))
     return int(saved.writer_task.max_shard_size)
 

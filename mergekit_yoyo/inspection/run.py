@@ -20,7 +20,7 @@ from mergekit_yoyo.inspection.located import Located, check_quantized, download,
 from mergekit_yoyo.inspection.outliers import check_looks
 from mergekit_yoyo.inspection.planning import (
     REFUSED,
-    Plan,
+    MergePlan,
     check_effects,
     check_filters,
     check_plan,
@@ -54,7 +54,7 @@ class Inspection:
     merge_yaml: MergeYaml
     inputs: list[Input] = field(default_factory=list)
     remarks: list[Remark] = field(default_factory=list)
-    plan: Plan | None = None
+    plan: MergePlan | None = None
     reading: Reading | None = None
 
     def of_level(self, level: Level) -> list[str]:
@@ -136,7 +136,7 @@ def _check_merge(
 
 def _read_weights(
     seen: Inspection,
-    plan: Plan,
+    plan: MergePlan,
     models: Mapping["ModelReference", Located],
     progress: Progress,
 ) -> None:

@@ -17,7 +17,7 @@ from mergekit.merge_methods.dtype import align_dtype
 from mergekit.merge_methods.task_adapter import ExecuteMergeMethodTask
 from mergekit.tokenizer import BuildTokenizer
 
-from mergekit_yoyo.inspection.planning import Plan
+from mergekit_yoyo.inspection.planning import MergePlan
 from mergekit_yoyo.method import METHOD
 from mergekit_yoyo.record.schema import TensorLine
 
@@ -36,7 +36,7 @@ class Look(NamedTuple):
     fault: str | None = None
 
 
-def look_at_weights(plan: Plan) -> Iterator[Look]:
+def look_at_weights(plan: MergePlan) -> Iterator[Look]:
     """Read the tensors of the merge one after the other; yields what was seen of each."""
     tokenizers: dict[Task, Any] = {}
     for task in plan.tasks:
