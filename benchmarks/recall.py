@@ -92,11 +92,14 @@ def _mean(losses: dict[str, float]) -> float:
 
 @click.command(help=__doc__.split("\n\n")[0])
 @click.option("-k", "counts", multiple=True, type=click.IntRange(2, len(DOMAINS)))
-def main(counts: tuple[int, ...]) -> None:
+@write_option
+def main(counts: tuple[int, ...], write: bool) -> None:
     transformers_logging.disable_progress_bar()
     for count in counts or (3, 4, 5):
         with tempfile.TemporaryDirectory() as folder:
-            click.echo(table(DOMAINS[:count], Path(folder)) + "\n")
+            click.echo(f"merging {count} experts by every method ...", err=True)
+            measured = table(DOMAINS[:count], Path(folder))
+            show(measured, "recall.md", f"recall-{count}", write=write)
 
 
 if __name__ == "__main__":

@@ -59,7 +59,8 @@ def _cell(loss: float, good_loss: float) -> str:
 
 @click.command(help=__doc__.split("\n\n")[0])
 @click.option("--broken-from", default="base", show_default=True, help="The expert to break.")
-def main(broken_from: str) -> None:
+@write_option
+def main(broken_from: str, write: bool) -> None:
     transformers_logging.disable_progress_bar()
     good = [EXPERTS / name for name in QUICKSTART]
     with tempfile.TemporaryDirectory() as name:
@@ -74,8 +75,7 @@ def main(broken_from: str) -> None:
         for i, (label, key) in enumerate(track(runs, "Merging", console=console)):
             merge(inputs[label], METHODS[key], folder / f"merge-{i}")
             losses[label].append(mean_loss(folder / f"merge-{i}"))
-    click.echo("| models merged | " + " | ".join(METHODS) + " |")
-    click.echo("|---|" + "---:|" * len(METHODS))
+    table = [f"| models merged | {' | '.join(METHODS)} |", "|---|" + "---:|" * len(METHODS)]
     first = next(iter(losses.values()))
     for label, row in losses.items():
         cells = (
@@ -83,7 +83,8 @@ def main(broken_from: str) -> None:
             if row is first
             else [_cell(loss, good_loss) for loss, good_loss in zip(row, first, strict=True)]
         )
-        click.echo(f"| {label} | " + " | ".join(cells) + " |")
+        table.append(f"| {label} | " + " | ".join(cells) + " |")
+    show(table, "numbers.md", "robustness", write=write)
 
 
 if __name__ == "__main__":

@@ -50,7 +50,8 @@ def peak_scratch(run: Callable[[], object], output: int) -> int:
 @click.option("--counts", default="2,3,5,8", show_default=True, help="Numbers of inputs K.")
 @click.option("--rounds", default=7, show_default=True)
 @click.option("--size", default=4096, show_default=True, help="Rows and columns.")
-def main(counts: str, rounds: int, size: int) -> None:
+@write_option
+def main(counts: str, rounds: int, size: int, write: bool) -> None:
     torch.manual_seed(0)
     kernels: dict[str, Callable[[list[torch.Tensor]], object]] = {
         "linear": lambda x: merge_tensors(x, "linear", parameters={"weight": 1.0}),
@@ -59,8 +60,10 @@ def main(counts: str, rounds: int, size: int) -> None:
         "coordinate median": lambda x: fuse(x, center="coordinate_median"),
     }
     click.echo(f"{torch.get_num_threads()} threads, times in floors (and in times of linear)\n")
-    click.echo("| K | floor | " + " | ".join(kernels) + " | scratch |")
-    click.echo("|---|---:|" + "---:|" * len(kernels) + "---:|")
+    table = [
+        "| K | floor | " + " | ".join(kernels) + " | scratch |",
+        "|---|---:|" + "---:|" * len(kernels) + "---:|",
+    ]
     for count in map(int, counts.split(",")):
         tensors = fine_tunes(count, (size, size))
         source = torch.cat([x.flatten() for x in tensors[:2]])
