@@ -1,7 +1,7 @@
 """The tables in docs that follow from the code: options of the method, and of every command.
 
-    python .ci/tables.py            # exits with 1 if docs are out of date
-    python .ci/tables.py --write    # writes them
+python .ci/tables.py            # exits with 1 if docs are out of date
+python .ci/tables.py --write    # writes them
 """
 
 import sys
@@ -30,7 +30,9 @@ def method_options() -> str:
         rows.append(
             f"| `{option.name}` | {option.default} | {values} | {heeded} | {option.meaning} |"
         )
-    rows.append("| `report` | none | a path | all | file for the [record of the merge](report.md) |")
+    rows.append(
+        "| `report` | none | a path | all | file for the [record of the merge](report.md) |"
+    )
     return "\n".join(rows)
 
 

@@ -15,10 +15,12 @@ from pathlib import Path
 os.environ["HF_HUB_OFFLINE"] = "1"
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
+import click
 import mlx.core as mx
 import torch
 from finish_fixtures import FAMILIES, passthrough, run_mergekit, write_checkpoint
 from mlx_lm.utils import load_model
+from pages import show, write_option
 from transformers import AutoModelForCausalLM
 
 from mergekit_yoyo.finish import finish, plan_finish
@@ -40,8 +42,9 @@ def difference(folder: Path) -> str:
     return f"{((got - expected).abs().max() / expected.abs().max()).item():.1e}"
 
 
-def main() -> None:
-    """Print a Markdown table."""
+@click.command(help=__doc__.split("\n\n")[0])
+@write_option
+def main(write: bool) -> None:
     with tempfile.TemporaryDirectory() as name:
         root, jobs = Path(name), {}
         for family, (_, _, values, _) in FAMILIES.items():
@@ -49,10 +52,12 @@ def main() -> None:
             layers = values.get("num_hidden_layers", 2)
             jobs[root / f"{family}-merged"] = passthrough(donor, layers)
         run_mergekit(jobs, root)
-        print("| family | merged | finished |\n|---|---|---|")
+        table = ["| family | as mergekit wrote it | finished |", "|---|---|---|"]
         for family, merged in zip(FAMILIES, jobs, strict=True):
             finished = finish(plan_finish(merged), output=root / f"{family}-finished")
-            print(f"| {family} | {difference(merged)} | {difference(finished)} |")
+            click.echo(f"{family} ...", err=True)
+            table.append(f"| {family} | {difference(merged)} | {difference(finished)} |")
+    show(table, "finish.md", "finish-loaders", write=write)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import mlx_lm
 from held_out import BLOCK, HELD_OUT, QUICKSTART
+from pages import show, write_option
 
 from mergekit_yoyo.mlx import Export, export_model
 
@@ -52,18 +53,22 @@ def measure(source: Path, count: int) -> list[tuple[Export, float]]:
 @click.command(help="Prints a table of perplexities of the model's exports.")
 @click.argument("source", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--blocks", default=12, show_default=True, help="Blocks of 256 bytes per domain.")
-def main(source: Path, blocks: int) -> None:
+@write_option
+def main(source: Path, blocks: int, write: bool) -> None:
     measured = measure(source, blocks)
     reference = measured[0][1]
-    click.echo("| recipe | bits per weight | perplexity | against bf16 | KL | top-1 agreement |")
-    click.echo("| --- | ---: | ---: | ---: | ---: | ---: |")
+    table = [
+        "| recipe | bits per weight | perplexity | against bf16 | KL | top-1 agreement |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
     for export, value in measured:
         assert export.verification is not None
         drift = export.verification.drift
-        click.echo(
+        table.append(
             f"| {export.plan.recipe.name} | {export.plan.bits_per_weight:.2f} | {value:.4f} "
             f"| {value / reference - 1:+.2%} | {drift.kl:.1e} | {drift.top1_agreement:.1%} |"
         )
+    show(table, "mlx.md", "mlx-perplexity", write=write)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from pathlib import Path
 import click
 from broken import break_model
 from held_out import DOMAINS, EXPERTS, held_out_losses
+from pages import show, write_option
 from rich.console import Console
 from rich.progress import track
 from robustness import merge

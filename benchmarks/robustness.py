@@ -16,6 +16,7 @@ import click
 import yaml
 from broken import KINDS, break_model
 from held_out import EXPERTS, QUICKSTART, mean_loss
+from pages import show, write_option
 from rich.console import Console
 from rich.progress import track
 from transformers.utils import logging as transformers_logging

@@ -14,6 +14,7 @@ from collections.abc import Callable
 import click
 import torch
 from mergekit.merge_methods import merge_tensors
+from pages import show, write_option
 from torch.profiler import ProfilerActivity, profile
 
 from mergekit_yoyo import fuse
@@ -83,11 +84,13 @@ def main(counts: str, rounds: int, size: int, write: bool) -> None:
             for name, kernel in kernels.items()
             if name != "linear"
         )
-        click.echo(
+        click.echo(f"K = {count} done", err=True)
+        table.append(
             f"| {count} | {floor * 1e3:.1f} ms | "
             + " | ".join(cells)
             + f" | {scratch / MIB:.1f} MiB |"
         )
+    show(table, "numbers.md", "speed", write=write)
 
 
 if __name__ == "__main__":

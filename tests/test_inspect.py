@@ -440,7 +440,7 @@ def test_quickstart_is_fine_and_nothing_is_written(tmp_path: Path) -> None:
     shutil.copytree(ROOT / "examples", tmp_path / "examples")
     text = (ROOT / "examples" / "quickstart.yml").read_text()
     recipe_file = tmp_path / "examples" / "recorded.yml"
-    recipe_file.write_text(text + "parameters: {report: ./merged/report.jsonl}\n")
+    recipe_file.write_text(text.replace("./merged-report.jsonl", "./merged/report.jsonl"))
     before = files_of(tmp_path)
     whole, quick = run("examples/recorded.yml", "--quick examples/quickstart.yml", cwd=tmp_path)
     assert files_of(tmp_path) == before
