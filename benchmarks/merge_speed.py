@@ -1,0 +1,95 @@
+"""`mergekit-yoyo merge` against `mergekit-yaml` on the same YAML, and against plain file copies.
+
+    python benchmarks/merge_speed.py            # about five minutes, 6 GB of disk
+    python benchmarks/merge_speed.py --write
+
+Three synthetic Llama checkpoints of 516 M parameters (bfloat16) are merged by either command in
+turn, several times; the best time of each counts. The floor is what any merge must do: read the
+three inputs once and write as many bytes as the output has, synced, with plain file operations.
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import click
+import yaml
+from pages import show, write_option
+from whole_run import LARGE, METHODS, write_models
+
+PROGRAMS = {
+    "mergekit-yaml": [sys.executable, "-m", "mergekit.scripts.run_yaml"],
+    "mergekit-yoyo merge": [sys.executable, "-m", "mergekit_yoyo", "merge", "--no-finish"],
+}
+
+
+def seconds(command: list[str], folder: Path) -> float:
+    """Wall time of a process that must end well; what it made is removed."""
+    out = folder / "out"
+    start = time.perf_counter()
+    subprocess.run(
+        [*command, str(out), "--quiet", "--no-copy-tokenizer"],
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        check=True,
+    )
+    elapsed = time.perf_counter() - start
+    subprocess.run(["rm", "-rf", str(out)], check=True)
+    return elapsed
+
+
+def floor(models: list[Path], folder: Path) -> float:
+    """Seconds to read the inputs and to write one output's worth of bytes, synced."""
+    files = [model / "model.safetensors" for model in models]
+    block = bytearray(8 << 20)
+    start = time.perf_counter()
+    for file in files:
+        with file.open("rb", buffering=0) as data:
+            while data.readinto(block):
+                pass
+    with (folder / "copy").open("wb", buffering=0) as out:
+        for _ in range(files[0].stat().st_size // len(block)):
+            out.write(block)
+        os.fsync(out.fileno())
+    elapsed = time.perf_counter() - start
+    (folder / "copy").unlink()
+    return elapsed
+
+
+@click.command(help=__doc__.split("\n\n")[0])
+@click.option("--rounds", default=3, show_default=True)
+@write_option
+def main(rounds: int, write: bool) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        click.echo("writing three models ...", err=True)
+        models, parameters = write_models(folder, 3, LARGE)
+        rows, copies = [], min(floor(models, folder) for _ in range(rounds))
+        for method in ("linear", "yoyo_fusion"):
+            file = folder / f"{method}.yml"
+            listed = [{"model": str(path)} for path in models]
+            values = {**METHODS[method], "models": listed, "dtype": "bfloat16"}
+            file.write_text(yaml.safe_dump(values))
+            best = dict.fromkeys(PROGRAMS, float("inf"))
+            for k in range(rounds):
+                for program, command in PROGRAMS.items():
+                    best[program] = min(best[program], seconds([*command, str(file)], folder))
+                    click.echo(
+                        f"{method}, round {k + 1}: {program} {best[program]:.1f} s", err=True
+                    )
+            theirs, ours = best.values()
+            rows.append(
+                f"| {method} | {theirs:.1f} s ({theirs / copies:.1f}) "
+                f"| {ours:.1f} s ({ours / copies:.1f}) | {ours / theirs:.2f} |"
+            )
+    head = "| method | mergekit-yaml (floors) | mergekit-yoyo merge (floors) | ratio |"
+    last = f"\n{parameters / 1e6:.0f} M parameters; the floor is {copies:.1f} s."
+    show([head, "|---|---:|---:|---:|", *rows, last], "merge.md", "merge-speed", write=write)
+
+
+if __name__ == "__main__":
+    main()
