@@ -122,9 +122,8 @@ def test_every_link_leads_somewhere() -> None:
             goal = (page.parent / path).resolve() if path else page
             if not goal.exists() or (anchor and anchor not in anchors(goal)):
                 wrong.append(f"{page.name}: {link}")
-        for name in re.findall(r"python ((?:benchmarks|\.ci)/\w+\.py)", page.read_text()):
-            if not (ROOT / name).exists():
-                wrong.append(f"{page.name}: {name}")
+        run = re.findall(r"python ((?:benchmarks|\.ci)/\w+\.py)", page.read_text())
+        wrong += [f"{page.name}: {name}" for name in run if not (ROOT / name).exists()]
     assert wrong == []
 
 
