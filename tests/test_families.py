@@ -367,6 +367,18 @@ def test_finish_completes_what_an_older_run_left_out(incomplete: Path) -> None:
     assert tensor_bytes(incomplete) == once
 
 
+def test_a_completion_that_fails_leaves_the_merge_as_it_was(incomplete: Path) -> None:
+    (incomplete.parent / "b" / "model.safetensors").unlink()
+    before = files_of(incomplete)
+    done = CliRunner().invoke(main, ["finish", str(incomplete), "--complete"])
+    assert done.exit_code == 2
+    assert "what is missing" in done.output
+    assert str(incomplete.parent / "b") in done.output
+    assert "Traceback" not in done.output
+    assert files_of(incomplete) == before
+    assert not list(incomplete.parent.glob(".merged*"))
+
+
 def test_finish_without_prediction_says_so_in_the_config(tmp_path: Path) -> None:
     inputs = write_inputs("glm4_moe", tmp_path)
     with planning("watches"):

@@ -4,9 +4,9 @@ mergekit plans and merges, with our repair of its plan; of the plan only the ten
 the merge does not hold yet. They are written beside the merge's own files.
 """
 
+import errno
 import json
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -35,45 +35,34 @@ def complete(
     Raises:
         YoyoError: mergekit refuses the merge, or an input is not there.
     """
-    with tempfile.TemporaryDirectory(prefix="mergekit-yoyo-") as scratch:
-        part = Path(scratch) / "part"
-        try:
-            _merge_missing(merge, merge_yaml, part, progress)
-        except YoyoError:
-            raise
-        except Exception as error:  # of any kind: methods and files have their own
-            raise YoyoError(
-                f"{merge}: mergekit could not merge what is missing: {error}"
-            ) from error
-        if not part.is_dir():
-            return []
-        with Checkpoint(merge) as old, Checkpoint(part) as new:
-            added = list(new.tensors)
-            target = output or merge
-            size = new.nbytes + (old.nbytes if output else 0)
-            with staged_folder(target, overwrite=output is None, needed_bytes=size) as staging:
-                mirror(merge, staging, skip=set(), link=output is None, progress=SILENT)
-                files = {
-                    file: f"model-completed-{k}.safetensors" for k, file in enumerate(new.files)
-                }
-                for file, name in files.items():
-                    shutil.move(part / file, staging / name)
-                placed = {name: old.file_of(name) for name in old.tensors}
-                placed |= {name: files[new.file_of(name)] for name in new.tensors}
-                index = {
-                    "metadata": {"total_size": old.nbytes + new.nbytes},
-                    "weight_map": dict(sorted(placed.items())),
-                }
-                (staging / INDEX_FILE).unlink(missing_ok=True)
-                (staging / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n")
-    return added
+    try:
+        saves = _missing(merge, merge_yaml)
+    except YoyoError:
+        raise
+    except Exception as error:  # of any kind: methods, architectures and files have their own
+        raise YoyoError(f"{merge}: mergekit cannot plan what is missing: {error}") from error
+    if not saves:
+        return []
+    with Checkpoint(merge) as old:
+        size = old.nbytes if output else 0
+        with staged_folder(output or merge, overwrite=not output, needed_bytes=size) as staging:
+            mirror(merge, staging, skip=set(), link=output is None, progress=SILENT)
+            part = staging / ".part"
+            part.mkdir()
+            try:
+                _execute(saves, part, progress)
+            except Exception as error:  # of any kind, as above
+                if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+                    raise  # the staging tells of a full disk
+                raise YoyoError(f"{merge}: what is missing cannot be merged: {error}") from error
+            _add(old, part, staging)
+    return [save.tensor_name for save in saves]
 
 
-def _merge_missing(merge: Path, merge_yaml: MergeYaml, part: Path, progress: Progress) -> None:
-    """Have mergekit merge into `part` what `merge` does not hold; no folder if that is nothing."""
+def _missing(merge: Path, merge_yaml: MergeYaml) -> list[Any]:
+    """mergekit's tasks that save the tensors which the merge does not hold."""
     from mergekit.architecture import get_architecture_info
-    from mergekit.graph import Executor
-    from mergekit.io.tasks import FinalizeModel, LoaderCache, SaveTensor
+    from mergekit.io.tasks import LoaderCache, SaveTensor
     from mergekit.merge import _model_out_config
     from mergekit.options import MergeOptions
     from mergekit.plan import MergePlanner
@@ -88,23 +77,10 @@ def _merge_missing(merge: Path, merge_yaml: MergeYaml, part: Path, progress: Pro
         cache.get(model)
     settings = _model_out_config(config, architecture)
     with planning("mends"):
-        targets = MergePlanner(config, architecture, options, settings).plan_to_disk(str(part))
-    present = _held(merge, settings)
-    saves = [
-        target
-        for target in targets
-        if isinstance(target, SaveTensor) and target.tensor_name not in present
-    ]
-    if not saves:
-        return
-    last = FinalizeModel(tensor_save_tasks=tuple(saves), writer_task=saves[0].writer_task)
-    part.mkdir()
-    progress.begin("Merging what is missing", len(saves))
-    for task, _ in Executor(targets=[*saves, last], math_device="cpu", storage_device="cpu").run(
-        quiet=True
-    ):
-        if isinstance(task, SaveTensor):
-            progress.advance()
+        targets = MergePlanner(config, architecture, options, settings).plan_to_disk("unwritten")
+    held = _held(merge, settings)
+    saves = [target for target in targets if isinstance(target, SaveTensor)]
+    return [save for save in saves if save.tensor_name not in held]
 
 
 def _held(merge: Path, settings: Any) -> set[str]:
@@ -114,7 +90,39 @@ def _held(merge: Path, settings: Any) -> set[str]:
     with Checkpoint(merge) as checkpoint:
         names = set(checkpoint.tensors)
     try:
-        sources = Sources(settings, names)
+        return names | set(Sources(settings, names).of)
     except YoyoError:  # a class that transformers does not have: stored as planned
         return names
-    return names | set(sources.of)
+
+
+def _execute(saves: list[Any], part: Path, progress: Progress) -> None:
+    """Have mergekit merge and write the tensors of `saves` into the folder `part`."""
+    from mergekit.graph import Executor
+    from mergekit.io.tasks import FinalizeModel, SaveTensor
+
+    writer = saves[0].writer_task.model_copy(update={"out_path": str(part)})
+    ours = [save.model_copy(update={"writer_task": writer}) for save in saves]
+    last = FinalizeModel(tensor_save_tasks=tuple(ours), writer_task=writer)
+    progress.begin("Merging what is missing", len(ours))
+    executor = Executor(targets=[*ours, last], math_device="cpu", storage_device="cpu")
+    for task, _ in executor.run(quiet=True):
+        if isinstance(task, SaveTensor):
+            progress.advance()
+
+
+def _add(old: Checkpoint, part: Path, staging: Path) -> None:
+    """Move the files of `part` among those of the merge, and write one index over all."""
+    with Checkpoint(part) as new:
+        earlier = len(list(staging.glob("model-completed-*.safetensors")))
+        files = {
+            file: f"model-completed-{earlier + k}.safetensors" for k, file in enumerate(new.files)
+        }
+        placed = {name: old.file_of(name) for name in old.tensors}
+        placed |= {name: files[new.file_of(name)] for name in new.tensors}
+        size = old.nbytes + new.nbytes
+    for file, name in files.items():
+        (part / file).rename(staging / name)
+    shutil.rmtree(part)
+    index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(placed.items()))}
+    (staging / INDEX_FILE).unlink(missing_ok=True)  # it may be a second name of the merge's own
+    (staging / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n")
