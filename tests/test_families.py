@@ -124,6 +124,7 @@ def test_inspect_names_what_another_method_would_lose(tmp_path: Path) -> None:
     (said,) = [text for text in seen.of_level("error") if "leave out" in text]
     assert "15 tensors (10,928 parameters, " in said
     assert "mtp.fc.weight (2,048 parameters)" in said
+    assert "`mergekit-yoyo finish MERGE --complete`" in said
     assert "save_pretrained" not in said  # which would lose them too
 
 

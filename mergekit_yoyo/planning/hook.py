@@ -172,7 +172,10 @@ def refusal(found: Account, mode: Mode) -> str:
     elif mode == "mends":
         out = "They could not be planned: please report these names"
     else:
-        out = "Merge with yoyo_fusion, which brings them along"
+        out = (
+            "`mergekit-yoyo merge` brings them along, by any method; what mergekit-yaml merged "
+            "is completed with `mergekit-yoyo finish MERGE --complete`"
+        )
     if found.known:
         out += (
             "; or save each input anew with transformers' "
