@@ -504,9 +504,9 @@ def test_terminal_table_shows_scores_errors_and_marks():
     assert one.index("piqa") < one.index("boolq")
 
 
-def test_the_readme_shows_what_comes_out():
-    readme = (PUBLISHED.parent.parent / "README.md").read_text()
-    shown = readme.split("mergekit-yoyo scores examples/published-scores.md\n")[1]
+def test_docs_show_what_comes_out():
+    page = (PUBLISHED.parent.parent / "docs" / "scores.md").read_text()
+    shown = page.split("mergekit-yoyo scores examples/published-scores.md\n")[1]
     block = shown.split("```text\n")[1].split("```")[0]
     printed = [line.rstrip() for line in scores(PUBLISHED).output.splitlines()]
     assert [line.rstrip() for line in block.splitlines()] == printed[1:]  # after an empty line
