@@ -89,7 +89,7 @@ def command(
       mergekit-yoyo merge merge.yml ./merged --workers 8 --memory 64GB
       mergekit-yoyo merge merge.yml ./merged --ray auto
     """
-    if not ray:
+    if not ray and workers != 1:
         start_server()
     gc.disable()  # importing takes a third longer with it
     from mergekit.options import MergeOptions
