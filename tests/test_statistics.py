@@ -2,6 +2,8 @@
 
 import math
 import re
+import subprocess
+import sys
 from itertools import product
 from pathlib import Path
 from statistics import median
@@ -9,12 +11,10 @@ from statistics import median
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
 from finish_fixtures import run_mergekit, write_checkpoint
 from method_fixtures import fine_tune, recipe, tensors_of
 from report_fixtures import tensor_line
 
-from mergekit_yoyo.cli import main
 from mergekit_yoyo.finish import plan_finish
 from mergekit_yoyo.record.quantities import (
     DISTANCE,
@@ -197,8 +197,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def shown(*arguments: object) -> str:
-    done = CliRunner().invoke(main, [*map(str, arguments)])
-    assert done.exit_code == 0, done.output
+    """What a command prints, in a process of its own: others may have met models of these names."""
+    command = [sys.executable, "-m", "mergekit_yoyo", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
 
