@@ -1,6 +1,8 @@
 """Nothing is lost: each family, in the layout of the Hub, arrives whole and exact."""
 
 import re
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -147,6 +149,20 @@ def test_finish_completes_a_merge_by_its_own_method(tmp_path: Path) -> None:
         mean = sum(tensors[name].float() for tensors in models) / 3
         torch.testing.assert_close(merged[name].float(), mean, rtol=2**-7, atol=1e-3)
     finish(plan_finish(tmp_path / "merged"))
+    assert names_of(tmp_path / "merged") == names_of(inputs[0])
+
+
+def test_the_merge_command_brings_along_what_another_method_would_lose(tmp_path: Path) -> None:
+    inputs = write_inputs("qwen3_next", tmp_path)
+    (tmp_path / "merge.yml").write_text(_linear(inputs))
+    arguments = ["merge", str(tmp_path / "merge.yml"), str(tmp_path / "merged")]
+    done = subprocess.run(
+        [sys.executable, "-m", "mergekit_yoyo", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
     assert names_of(tmp_path / "merged") == names_of(inputs[0])
 
 

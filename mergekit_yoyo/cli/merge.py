@@ -137,9 +137,11 @@ def command(
 def _look(file: Path, target: Path, progress: Progress, *, force: bool) -> None:
     """What `inspect --quick` finds: errors stop the merge, unless it is forced."""
     from mergekit_yoyo.inspection import inspect
+    from mergekit_yoyo.planning import planning
 
     progress.begin("looking at the inputs")
-    seen = inspect(file, quick=True, output=target)
+    with planning("mends"):  # as the merge will be planned
+        seen = inspect(file, quick=True, output=target)
     for level in ("error", "warning"):
         for text in seen.of_level(level):
             progress.say(f"{level}: {text}")

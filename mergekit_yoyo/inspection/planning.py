@@ -29,7 +29,6 @@ from mergekit_yoyo.inspection.located import Located
 from mergekit_yoyo.inspection.modules import as_modules
 from mergekit_yoyo.inspection.remark import Remark, error, some, warning
 from mergekit_yoyo.inspection.settings import filters_of, settings_of
-from mergekit_yoyo.method import METHOD
 from mergekit_yoyo.method.plan_checks import check_all_models_gathered
 from mergekit_yoyo.method.refusal import MergeError
 from mergekit_yoyo.model.checkpoint import TensorInfo
@@ -38,9 +37,9 @@ from mergekit_yoyo.planning import (
     gathered_weights,
     lost_in,
     notes_on,
-    planning,
     reader_of,
     refusal,
+    watching,
 )
 
 REFUSED = "mergekit refuses the merge: "
@@ -99,8 +98,7 @@ def plan_merge(
         architecture = get_architecture_info(config, options)
         settings = _model_out_config(config, architecture)
         planner = MergePlanner(config, architecture, options, settings)
-        ours = config.merge_method == METHOD.spec.name
-        with planning(None if ours else "watches"):
+        with watching(config.merge_method):
             targets = planner.plan_to_disk("unwritten")
     except ValidationError as wrong:
         reasons = "; ".join(str(detail["msg"]) for detail in wrong.errors())

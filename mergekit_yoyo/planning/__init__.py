@@ -8,6 +8,7 @@ from mergekit_yoyo.planning.hook import (
     notes_on,
     planning,
     refusal,
+    watching,
 )
 from mergekit_yoyo.planning.law import Account
 from mergekit_yoyo.planning.reading import gathered_weights, reader_of
@@ -23,4 +24,5 @@ __all__ = [
     "planning",
     "reader_of",
     "refusal",
+    "watching",
 ]

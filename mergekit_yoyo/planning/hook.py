@@ -55,6 +55,13 @@ def planning(mode: Mode | None) -> Iterator[None]:
         _mode.reset(token)
 
 
+@contextmanager
+def watching(method: str) -> Iterator[None]:
+    """Watch what the plan of a method loses, unless it is mended or somebody asked for more."""
+    with planning(_mode.get() or (None if method in METHODS else "watches")):
+        yield
+
+
 def lost_in(planner: Any) -> Account:
     """What a plan that was made would lose; nothing if nobody watched."""
     found: Account | None = getattr(planner, "_account", None)
