@@ -14,7 +14,7 @@ REJECTED = 1e-3
 class Recall(NamedTuple):
     """y, P, m; omega, beta and how much of its own residual each input has back (NaN: no residual).
 
-    condition: of the sum of the omega_k A_k.
+    condition: of the sum of the omega_k C_k with its ridge.
     """
 
     merge: np.ndarray
@@ -52,11 +52,13 @@ def recall(
     kind="linear",
     anchor=None,
     strength=None,
-    ridge=0.1,
+    ridge=3.0,
+    prior=None,
     tukey_c=4.685,
     rescale="mean",
 ):
-    """inputs: K arrays of one shape; strength: beta, or None for the closed form. See `fuse`."""
+    """inputs: K arrays of one shape; strength: beta, and prior: alpha,
+    None for the closed forms. See `fuse`."""
     shape = np.shape(inputs[0])
     x = np.stack([np.asarray(i, dtype=np.float64) for i in inputs])
     flat = x.reshape(len(x), -1)
@@ -72,24 +74,29 @@ def recall(
     squares = (R**2).sum((1, 2))
     counted = [k for k in range(len(x)) if omega[k] > 0 and squares[k] > 0]
 
-    A = []
+    C = []
     for k in range(len(x)):
         if k not in counted:
-            A.append(None)
+            C.append(None)
         elif kind == "embedding":  # over the rows
-            n = R.shape[1]
-            A.append(np.diag((R[k] ** 2).sum(1) / squares[k] + ridge / n))
+            C.append(np.diag((R[k] ** 2).sum(1) / squares[k]))
         elif kind == "vector":  # over the elements
-            n = R.shape[2]
-            A.append(np.diag(R[k, 0] ** 2 / squares[k] + ridge / n))
+            C.append(np.diag(R[k, 0] ** 2 / squares[k]))
         else:
-            n = R.shape[2]
-            A.append(R[k].T @ R[k] / squares[k] + ridge / n * np.eye(n))
+            C.append(R[k].T @ R[k] / squares[k])
     if kind == "embedding":
         R = R.swapaxes(1, 2)
-    top = sum((omega[k] * R[k] @ A[k] for k in counted), np.zeros_like(R[0]))
-    bottom = sum((omega[k] * A[k] for k in counted), np.zeros(()))
-    P = np.linalg.solve(bottom.T, top.T).T if counted else top
+    rho = ridge / R.shape[2]
+    if anchor is None:
+        alpha = 0.0  # the center
+    else:
+        total = sum(omega[k] for k in counted)
+        alone = sum(omega[k] ** 2 for k in counted)
+        alpha = prior if prior is not None else (alone / total**2) ** 0.5 if counted else 0.0
+    y0 = alpha * sum((omega[k] * R[k] for k in counted), np.zeros_like(R[0]))  # minus m
+    top = sum((omega[k] * R[k] @ C[k] for k in counted), rho * y0)
+    bottom = sum((omega[k] * C[k] for k in counted), rho * np.eye(R.shape[2]))
+    P = np.linalg.solve(bottom.T, top.T).T
 
     w = omega[counted]
     effective = w.sum() ** 2 / (w**2).sum() if counted else 0
@@ -100,7 +107,7 @@ def recall(
     beta = closed_form if strength is None or closed_form == 0 else strength
     recalled = np.full(len(x), np.nan)
     for k in counted:
-        recalled[k] = np.sum((beta * P @ A[k]) * R[k]) / np.sum((R[k] @ A[k]) * R[k])
+        recalled[k] = np.sum((beta * P @ C[k]) * R[k]) / np.sum((R[k] @ C[k]) * R[k])
     condition = np.linalg.cond(bottom) if counted else np.nan
     if kind in ("embedding", "transposed"):
         P = P.T

@@ -9,6 +9,7 @@ from tensors import relative_error, same_bits
 from mergekit_yoyo.algorithm import fuse, spaces
 from mergekit_yoyo.algorithm.options import Options
 from mergekit_yoyo.algorithm.packing import WHOLE, Packing, problems
+from mergekit_yoyo.algorithm.precision import working_dtype
 from mergekit_yoyo.algorithm.recall import Recall
 from mergekit_yoyo.algorithm.span import span_of
 from mergekit_yoyo.errors import YoyoError
@@ -43,7 +44,9 @@ def learned(count, difference, shape, *, rank=None, seed=0, dtype=torch.float64)
 def move_of(tensors, kind="auto", *, packing=WHOLE, strength=1.0, anchor=None, center=None):
     """m + P and the details, in float64 whatever the inputs are."""
     center = center or ("geometric_median" if anchor is None else "anchor")
-    options = Options(consensus="recall", center=center, recall_strength=strength)
+    options = Options(
+        consensus="recall", center=center, recall_strength=strength, recall_precision="float64"
+    )
     inputs = [problems(x, packing) for x in tensors]
     merge = torch.empty(tensors[0].shape, dtype=torch.float64)
     span = span_of(inputs, center, anchor, options.eps)
@@ -193,6 +196,71 @@ def test_strength(strength):
         )
 
 
+@pytest.mark.parametrize("kind", ["linear", "embedding", "vector"])
+@pytest.mark.parametrize("ridge", [0.1, 3.0, 1e6])
+@pytest.mark.parametrize("alpha", [0, 0.65, 1])
+def test_the_prior_around_an_anchor(alpha, ridge, kind):
+    tensors = learned(4, 0.05, (600,) if kind == "vector" else (30, 20))
+    options = {"center": "anchor", "anchor": 0, "ridge": ridge, "recall_prior": alpha}
+    merge = fuse(tensors, consensus="recall", kind=kind, **options).tensor
+    expected = recall(arrays(tensors), kind, anchor=0, ridge=ridge, prior=alpha)
+    assert relative_error(merge.numpy() - expected.center, expected.move) <= EXACT
+    if ridge == 1e6:  # task arithmetic with that factor
+        base, *others = tensors
+        trusted = zip(expected.trust[1:], others, strict=True)
+        task = base + alpha * sum(float(omega) * (x - base) for omega, x in trusted)
+        assert relative_error(merge, task) <= 1e-5
+
+
+def test_one_model_around_an_anchor_comes_back_whole():
+    base, tuned = learned(2, 0.05, (30, 20))
+    merge = fuse([base, tuned], consensus="recall", center="anchor", anchor=0).tensor
+    omega = recall(arrays([base, tuned]), anchor=0).trust[1]
+    assert omega > 0.8
+    assert relative_error(merge - base, tuned - base) <= 1 - omega
+
+
+# 1/20 of a step where the value is the RMS of the tensor or more, of that where it is less
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("ridge", [0.1, 3.0])
+@pytest.mark.parametrize("rank", [2, None])
+@pytest.mark.parametrize(
+    ("kind", "size"), [("linear", (200, 256)), ("linear", (96, 600)), ("embedding", (300, 40))]
+)
+def test_single_precision_is_hidden_by_the_rounding(kind, size, rank, ridge, dtype):
+    tensors = learned(4, 0.1, size, rank=rank, dtype=dtype)
+    for center, anchor in (("geometric_median", None), ("anchor", 0)):
+        options = Options(consensus="recall", center=center, ridge=ridge)
+        merge = torch.empty((1, *size), dtype=torch.float64)  # not rounded
+        inputs = [problems(x, WHOLE) for x in tensors]
+        span = span_of(inputs, center, anchor, options.eps)
+        Recall().merge(inputs, span, options, anchor, kind, merge)
+        expected = recall(arrays(tensors), kind, anchor=anchor, ridge=ridge).merge
+        step = torch.finfo(dtype).eps / 2 * np.maximum(abs(expected), (expected**2).mean() ** 0.5)
+        error = (abs(merge[0].numpy() - expected) / step).max()
+        assert 0 < error <= 1 / 20, error
+
+
+def test_the_precision_is_double_where_single_would_show():
+    for enlarged, dtype, square, expected in (
+        (100, torch.bfloat16, 1e-3, torch.float32),
+        (100, torch.float32, 1e-3, torch.float64),
+        (0, torch.float64, 1e-3, torch.float64),
+        (100, torch.float16, 1e-3, torch.float64),
+        (20, torch.float16, 1e-3, torch.float32),
+        (300, torch.bfloat16, 1e-3, torch.float64),
+        (100, torch.bfloat16, 1e-30, torch.float64),
+    ):
+        inputs, squares = [torch.zeros(1, dtype=dtype)], np.array([1e-3, square])
+        for precision, chosen in (
+            ("auto", expected),
+            ("float32", torch.float32),
+            ("float64", torch.float64),
+        ):
+            found = working_dtype(precision, inputs, squares=squares, enlarged=enlarged)
+            assert found == chosen
+
+
 def test_orthogonal_moves_come_back_whole_with_the_closed_form():
     """K models that moved in orthogonal input directions: P has (K - 2) / (K - 1) of each."""
     count, rank = 4, 5
@@ -273,7 +341,9 @@ def test_dtypes_and_strides():
         result = fuse(inputs, consensus="recall").tensor
         assert result.dtype == dtype
         exact = fuse([x.double() for x in inputs], consensus="recall").tensor
-        assert same_bits(result, exact.to(dtype))
+        double = fuse(inputs, consensus="recall", recall_precision="float64").tensor
+        assert same_bits(double, exact.to(dtype))
+        assert relative_error(result, exact) <= torch.finfo(dtype).eps / 2
         assert all(same_bits(x, y) for x, y in zip(inputs, kept, strict=True))
     strided = [x.T.contiguous().T for x in tensors]
     assert relative_error(fuse(strided, consensus="recall").tensor, merged) <= 1e-13

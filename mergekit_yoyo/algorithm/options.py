@@ -20,6 +20,7 @@ ConsensusName = Literal["tukey", "recall"]
 Center = Literal["geometric_median", "coordinate_median", "anchor"]
 Rescale = Literal["mean", "median"]
 MadMedian = Literal["standard", "lower"]
+Precision = Literal["auto", "float32", "float64"]
 Experts = Literal["auto", "packed", "separate"]
 TensorKind = Literal["auto", "linear", "transposed", "embedding", "vector"]
 Strength = float | Literal["auto"]
@@ -115,12 +116,26 @@ class Options:
     )
     eps: float = _number(1e-8, "epsilon of the formulas", above=0.0)
     ridge: float = _number(
-        0.1, "rho of recall: share of the energy that is spread over all inputs", least=LEAST_RIDGE
+        3.0,
+        "rho of recall: how much its prior counts, beside one for each model",
+        least=LEAST_RIDGE,
+    )
+    recall_prior: Strength = _number(
+        "auto",
+        "alpha of recall around an anchor: the prior is the anchor plus alpha times the summed "
+        "differences, or auto",
+        least=0.0,
     )
     recall_strength: Strength = _number(
         "auto",
         "beta of recall: how much of the recalled differences is added to the center, or auto",
         above=0.0,
+    )
+    recall_precision: Precision = _choice(
+        "auto",
+        Precision,
+        "arithmetic of recall: float64, float32, or auto (float32 where rounding to half precision "
+        "hides the difference)",
     )
     experts: Experts = _choice(
         "auto",

@@ -3,14 +3,22 @@
 1. m: a center that broken inputs cannot move; omega_k: how far each input is trusted.
    R_k = x_k - m, in the inputs' own scale; with `rescale: median` every input gets the median RMS
    first, so that one of wrong scale cannot set the scale of m.
-2. A_k = R_k^T R_k / ||R_k||^2 + (rho / in) I: the energy of each model in the space of the layer's
-   inputs, every model with the same total. Diagonal for embedding tables and vectors.
-3. P = (sum_k omega_k R_k A_k) (sum_k omega_k A_k)^-1: errs least on every model's own inputs.
+2. C_k = R_k^T R_k / ||R_k||^2: the energy of each model in the space of the layer's inputs, every
+   model with the same total. Diagonal for embedding tables and vectors.
+3. m + P errs least on every model's own inputs, and where nobody's inputs say anything it is the
+   prior y_0 = m + alpha sum_k omega_k R_k:
+
+       sum_k omega_k |(m + P - x_k) C_k^(1/2)|^2 + (rho / in) |m + P - y_0|^2 is least for
+       P = (sum_k omega_k R_k C_k + (rho / in) (y_0 - m)) (sum_k omega_k C_k + (rho / in) I)^-1.
+
+   Around a base rho to infinity is task arithmetic with the factor alpha, rho to zero with alpha 1
+   where the iteration of WUDI ends. Without one the omega_k R_k add up to nothing: y_0 = m.
 4. y = m + beta P. Norms are not restored.
 
 After Model Merging via Data-Free Covariance Estimation (arXiv 2604.01329), which starts from a base
-model, and RegMean (arXiv 2212.09849). Residuals from a robust center need no base, but each holds
-1/K of every other model's move: beta makes up for that (`closed_form_strength`).
+model, WUDI-Merging (arXiv 2503.08099) and RegMean (arXiv 2212.09849). Residuals from a robust
+center need no base, but each holds 1/K of every other model's move: beta makes up for that
+(`closed_form_strength`).
 """
 
 from collections.abc import Sequence
@@ -42,7 +50,7 @@ MAX_INPUTS = 2**16  # of a linear layer: 34 GB for one matrix
 class Recall:
     """`consensus: recall`."""
 
-    options = ("tukey_c", "ridge", "recall_strength")
+    options = ("tukey_c", "ridge", "recall_prior", "recall_strength", "recall_precision")
 
     def check(self, kind: TensorKind, shape: Sequence[int], name: str) -> None:
         """Raises YoyoError unless a tensor, or an expert, of this shape can be one of that kind."""
@@ -81,9 +89,23 @@ class Recall:
         if options.recall_strength != "auto":
             strength = np.where(strength > 0, options.recall_strength, 0.0)
 
+        prior = np.zeros(len(counted))
+        if anchor is not None:
+            prior = prior_factor(counted, options.recall_prior)
+
         # steps 2 to 4, as many problems at once as memory allows
-        weighing = Weighing(scale, trust.center, counted, residual_squares, strength, options.ridge)
-        found = [_merge_in(space, part) for space, part in spaces_of(tensors, weighing, kind, out)]
+        weighing = Weighing(
+            scale=scale,
+            center=trust.center,
+            trust=counted,
+            norms=scale * span.norms,
+            residual_squares=residual_squares,
+            strength=strength,
+            prior=prior,
+            ridge=options.ridge,
+        )
+        spaces = spaces_of(tensors, weighing, kind, options.recall_precision, out)
+        found = [_merge_in(space, part) for space, part in spaces]
         return Details(
             weights=trust.weights,
             center_weights=trust.center,
@@ -114,9 +136,9 @@ class Recall:
 def _merge_in(space: Space, out: Tensor | None) -> tuple[Tensor, Tensor]:
     """Steps 2 to 4 for the problems of a space, a block of rows at a time.
 
-    Gives float64 tensors on the device, which need not be waited for: [B, K], how much of its own
-    residual each input has back, <y - m, R_k>_A_k / <R_k, R_k>_A_k, NaN where it has none; [B], an
-    upper bound on the condition number of sum_k omega_k A_k.
+    Gives tensors on the device, which need not be waited for: [B, K], how much of its own residual
+    each input has back, <y - m, R_k>_C_k / <R_k, R_k>_C_k, NaN where it has none; [B], an upper
+    bound on the condition number of sum_k omega_k C_k + (rho / in) I.
     """
     # step 2
     energies: Energies = space.energies()
@@ -125,8 +147,11 @@ def _merge_in(space: Space, out: Tensor | None) -> tuple[Tensor, Tensor]:
         center, residuals = space.residuals(block)
 
         # step 3
-        weighted, total = energies.of(residuals)  # omega_k R_k A_k, and the sum of omega_k A_k
-        recalled = energies.divide(_sum(weighted, like=center), total)
+        weighted, divisor = energies.of(residuals)  # omega_k R_k C_k, and what they are divided by
+        pulled = space.prior(residuals, like=center)  # (rho / in) (y_0 - m)
+        for part in weighted.values():
+            pulled.add_(part)
+        recalled = energies.divide(pulled, divisor)
 
         # step 4
         move = recalled.mul_(space.strength)
@@ -135,7 +160,7 @@ def _merge_in(space: Space, out: Tensor | None) -> tuple[Tensor, Tensor]:
             own[k] += _dot(residuals[k], part)
         if out is not None:
             out[:, block].copy_(center.add_(move))
-    return (kept / own).T, energies.condition()
+    return (kept / own).T.double(), energies.condition().double()
 
 
 @dataclass(frozen=True)
@@ -207,9 +232,25 @@ def closed_form_strength(weights: Array, *, anchored: bool) -> Array:
     kept = (weights > 0).sum(1)
     if anchored:
         return np.where(kept > 0, 1.0, 0.0)
-    effective = weights.sum(1) ** 2 / np.maximum((weights**2).sum(1), np.finfo(float).tiny)
+    effective = _effective(weights)
     closed = (effective - 1) / np.maximum(effective - 2, STRENGTH_DENOMINATOR)
     return np.where(kept > 2, np.minimum(closed, STRENGTH_BOUND), 0.0)
+
+
+def prior_factor(weights: Array, alpha: float | str) -> Array:
+    """[B] alpha of step 3 around an anchor; for `auto` 1 / sqrt(K), K the effective number.
+
+    weights: [B, K] of the inputs that are not rejected and differ from the anchor.
+    """
+    if alpha != "auto":
+        return np.full(len(weights), float(alpha))
+    return 1.0 / np.sqrt(np.maximum(_effective(weights), 1.0))
+
+
+def _effective(weights: Array) -> Array:
+    """[B], the effective number (sum w)^2 / sum w^2 of inputs; 0 where all weigh nothing."""
+    squares = (weights**2).sum(1)
+    return np.asarray(weights.sum(1) ** 2 / np.maximum(squares, np.finfo(float).tiny))
 
 
 def _weights(gram: Array, noise: Array, tukey_c: float, eps: float) -> Array:
@@ -225,13 +266,6 @@ def _around(center: Array, residual_gram: Array) -> Array:
     shift = np.eye(residual_gram.shape[1]) - center[:, None, :]
     gram = shift @ residual_gram @ shift.transpose(0, 2, 1)
     return np.asarray((gram + gram.transpose(0, 2, 1)) / 2)
-
-
-def _sum(parts: dict[int, Tensor], like: Tensor) -> Tensor:
-    total = torch.zeros_like(like)
-    for part in parts.values():
-        total.add_(part)
-    return total
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:

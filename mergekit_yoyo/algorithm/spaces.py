@@ -1,12 +1,9 @@
 """The spaces that recall works in: tensors as matrices or tables, a block of rows at a time.
 
 A gradient step on y = W x moves W by (something) x^T, so that R_k^T R_k estimates the covariance of
-the inputs that model k was trained on. A_k is a matrix over the inputs of a linear layer, and a
+the inputs that model k was trained on. C_k is a matrix over the inputs of a linear layer, and a
 diagonal one over the rows of an embedding table (its inputs are one-hot) or over the elements of a
-vector.
-
-All of it is float64: float32 products lose the directions in which nobody moved, where the ridge is
-all there is, and miss the result by 1e-5 to 1e-3.
+vector. The arithmetic is float64, or float32 where that is enough (`precision`).
 """
 
 from abc import ABC, abstractmethod
@@ -19,7 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mergekit_yoyo.algorithm.options import TensorKind
+from mergekit_yoyo.algorithm.options import Precision, TensorKind
+from mergekit_yoyo.algorithm.precision import working_dtype
 from mergekit_yoyo.algorithm.robust import Array
 
 MIB = 2**20
@@ -33,15 +31,17 @@ class Weighing:
     """How the inputs of B problems weigh. Arrays are float64 [B, K] on the host, or [B].
 
     scale: what the inputs are multiplied by first; x_k below is the result. center: m = sum_k
-    center_k x_k. trust: omega_k, zero for inputs that are rejected or whose
-    residual is zero. residual_squares: ||R_k||^2. strength: beta. ridge: rho.
+    center_k x_k. trust: omega_k, zero for inputs that are rejected or whose residual is zero.
+    norms: ||x_k||. residual_squares: ||R_k||^2. strength: beta. prior: alpha. ridge: rho.
     """
 
     scale: Array
     center: Array
     trust: Array
+    norms: Array
     residual_squares: Array
     strength: Array
+    prior: Array
     ridge: float
 
     def of(self, part: slice) -> "Weighing":
@@ -50,27 +50,43 @@ class Weighing:
             self.scale[part],
             self.center[part],
             self.trust[part],
+            self.norms[part],
             self.residual_squares[part],
             self.strength[part],
+            self.prior[part],
             self.ridge,
         )
 
+    def enlarged(self, inputs: int) -> float:
+        """By how much the solve can enlarge round-off, in units of the weights: the largest of
+        sum_k omega_k in / rho max_k |R_k| / |x_k|."""
+        residuals = np.where(self.trust > 0, np.sqrt(self.residual_squares), 0.0)
+        shares = residuals / np.maximum(self.norms, np.finfo(float).tiny)
+        return float((self.trust.sum(1) * shares.max(1)).max() * inputs / self.ridge)
+
 
 class Energies(Protocol):
-    """Step 2 of recall, A_k for each input, and step 3's products with them."""
+    """Step 2 of recall, C_k for each input, and step 3's products with them.
+
+    The divisor of step 3 is A = sum_k omega_k C_k + (rho / in) I.
+    """
 
     def of(self, residuals: dict[int, Tensor]) -> tuple[dict[int, Tensor], Tensor]:
-        """omega_k R_k A_k on some rows of the R_k, and what sum_k omega_k A_k is for `divide`."""
+        """omega_k R_k C_k on some rows of the R_k, and what A is for `divide`."""
 
-    def divide(self, rows: Tensor, total: Tensor) -> Tensor:
-        """rows (sum_k omega_k A_k)^-1."""
+    def divide(self, rows: Tensor, divisor: Tensor) -> Tensor:
+        """rows A^-1."""
 
     def condition(self) -> Tensor:
-        """[B], an upper bound on the condition number of sum_k omega_k A_k; NaN if diagonal."""
+        """[B], an upper bound on the condition number of A; NaN if diagonal."""
 
 
 def spaces_of(
-    tensors: Sequence[Tensor], weighing: Weighing, kind: TensorKind, out: Tensor | None
+    tensors: Sequence[Tensor],
+    weighing: Weighing,
+    kind: TensorKind,
+    precision: Precision,
+    out: Tensor | None,
 ) -> Iterator[tuple["Space", Tensor | None]]:
     """The problems of K tensors [B, ...] in groups that fit into memory, with their part of `out`.
 
@@ -81,10 +97,14 @@ def spaces_of(
     made = LinearInputs if matrices else TableRows
     inputs = [view(x, kind) for x in tensors]
     outputs = None if out is None else view(out, kind)
-    step = made.problems_at_once(inputs[0].shape, len(inputs))
+    width = inputs[0].shape[2]
+    squares = weighing.residual_squares[weighing.trust > 0]
+    enlarged = weighing.enlarged(width) if matrices else 0.0
+    dtype = working_dtype(precision, inputs, squares=squares, enlarged=enlarged)
+    step = made.problems_at_once(inputs[0].shape, len(inputs), dtype)
     for start in range(0, len(inputs[0]), step):
         part = slice(start, start + step)
-        space = made([x[part] for x in inputs], weighing.of(part))
+        space = made([x[part] for x in inputs], weighing.of(part), dtype)
         yield space, None if outputs is None else outputs[part]
 
 
@@ -111,16 +131,17 @@ class Space(ABC):
 
     tensors: Sequence[Tensor]
     weighing: Weighing
+    dtype: torch.dtype
     max_rows = 512  # of a block: more are no faster, and leave the cache
 
     @classmethod
     @abstractmethod
-    def problems_at_once(cls, shape: Sequence[int], count: int) -> int:
+    def problems_at_once(cls, shape: Sequence[int], count: int, dtype: torch.dtype) -> int:
         """How many problems of the shape [B, rows, width] fit into the memory meant for them."""
 
     @abstractmethod
     def energies(self) -> Energies:
-        """Step 2: A_k for each input."""
+        """Step 2: C_k for each input."""
 
     @property
     def rows(self) -> int:
@@ -153,14 +174,22 @@ class Space(ABC):
         """beta."""
         return self._on_device(self.weighing.strength)
 
-    @cached_property
-    def nobody(self) -> Tensor:
-        """1 where nobody is trusted: all weights are zero, and any divisor but zero will do."""
-        return self._on_device((self.weighing.trust.sum(1) == 0).astype(float))
+    @property
+    @abstractmethod
+    def ridge(self) -> float:
+        """rho / in."""
 
-    def ridge(self, k: int, inputs: int) -> Tensor:
-        """omega_k rho / inputs."""
-        return self.trust[k] * (self.weighing.ridge / inputs)
+    def prior(self, residuals: dict[int, Tensor], like: Tensor) -> Tensor:
+        """(rho / in) (y_0 - m) = (rho / in) alpha sum_k omega_k R_k on some rows."""
+        total = torch.zeros_like(like)
+        if self.weighing.prior.any():
+            for k, residual in residuals.items():
+                total.addcmul_(residual, self._pull[k])
+        return total
+
+    @cached_property
+    def _pull(self) -> Tensor:
+        return self._on_device(self.ridge * self.weighing.prior[:, None] * self.weighing.trust)
 
     def per_input(self) -> Tensor:
         """[K, B] zeros."""
@@ -168,14 +197,15 @@ class Space(ABC):
 
     def blocks(self) -> Iterator[Block]:
         """Blocks of rows whose residuals and products fit into the scratch."""
-        row_bytes = len(self.tensors[0]) * self.width * 8 * (2 * len(self.used) + 4)
+        row_bytes = len(self.tensors[0]) * self.width * self.dtype.itemsize
+        row_bytes *= 2 * len(self.used) + 4
         step = min(self.max_rows, max(1, scratch_bytes(self.tensors[0].device) // row_bytes))
         for start in range(0, self.rows, step):
             yield slice(start, min(start + step, self.rows))
 
     def residuals(self, block: Block) -> tuple[Tensor, dict[int, Tensor]]:
-        """m, and R_k of the inputs that count, on some rows: float64 [B, rows, width]."""
-        center = torch.zeros_like(self.tensors[0][:, block], dtype=torch.float64)
+        """m, and R_k of the inputs that count, on some rows: [B, rows, width]."""
+        center = torch.zeros_like(self.tensors[0][:, block], dtype=self.dtype)
         loaded = {k: self._load(k, block) for k in self.used}
         for k in np.flatnonzero(self.weighing.center.any(0)).tolist():
             x = loaded[k] if k in loaded else self._load(k, block)
@@ -192,21 +222,22 @@ class Space(ABC):
         return None if (scale == 1).all() else self._on_device(scale)
 
     def _load(self, k: int, block: Block) -> Tensor:
-        x = self.tensors[k][:, block].to(torch.float64, copy=True)
+        x = self.tensors[k][:, block].to(self.dtype, copy=True)
         return x if self._scale is None else x.mul_(self._scale[k])
 
     def _on_device(self, array: Array) -> Tensor:
         """[B, K] as [K, B, 1, 1] and [B] as [B, 1, 1], beside the tensors."""
-        return torch.from_numpy(array.T[..., None, None].copy()).to(self.tensors[0].device)
+        beside = torch.from_numpy(array.T[..., None, None].copy())
+        return beside.to(device=self.tensors[0].device, dtype=self.dtype)
 
 
 class LinearInputs(Space):
-    """Linear layers [B, outputs, inputs]: A_k = R_k^T R_k / ||R_k||^2 + (rho / inputs) I."""
+    """Linear layers [B, outputs, inputs]: C_k = R_k^T R_k / ||R_k||^2."""
 
     @classmethod
-    def problems_at_once(cls, shape: Sequence[int], count: int) -> int:
+    def problems_at_once(cls, shape: Sequence[int], count: int, dtype: torch.dtype) -> int:
         kept = 1 if _is_wide(*shape[1:]) else 1 + count
-        return max(1, int(MATRICES_BYTES // (kept * shape[2] ** 2 * 8)))
+        return max(1, int(MATRICES_BYTES // (kept * shape[2] ** 2 * dtype.itemsize)))
 
     def energies(self) -> Energies:
         """One pass over the residuals; of wide matrices only the sum is kept."""
@@ -218,22 +249,23 @@ class LinearInputs(Space):
             for k, residual in self.residuals(block)[1].items():
                 scaled = residual.mul_(self.shares[k].sqrt())
                 each.get(k, total).baddbmm_(scaled.transpose(1, 2), scaled)
-        for k in self.used:
-            each.get(k, total).diagonal(dim1=1, dim2=2).add_(self.ridge(k, self.width)[..., 0])
         for energy in each.values():
             total += energy
-        total.diagonal(dim1=1, dim2=2).add_(self.nobody[..., 0])
-        ridges = self.trust.sum(0)[:, 0, 0] * (self.weighing.ridge / self.width)
-        condition: Tensor = torch.linalg.matrix_norm(total) / ridges
+        total.diagonal(dim1=1, dim2=2).add_(self.ridge)
+        condition: Tensor = torch.linalg.matrix_norm(total) / self.ridge
         info = total.new_empty(0, dtype=torch.int32)
         # in the place of the sum, which is not needed any more
         lower, _ = torch.linalg.cholesky_ex(total, out=(total, info))
         return _Dense(self, each, lower, condition)
 
+    @property
+    def ridge(self) -> float:
+        return self.weighing.ridge / self.width
+
 
 @dataclass(frozen=True)
 class _Dense:
-    """each: omega_k A_k, [B, in, in], none for wide matrices. lower: L, the sum is L L^T."""
+    """each: omega_k C_k, [B, in, in], none for wide matrices. lower: L of A = L L^T."""
 
     space: LinearInputs
     each: dict[int, Tensor]
@@ -248,16 +280,16 @@ class _Dense:
     def _of_wide(self, residuals: dict[int, Tensor]) -> dict[int, Tensor]:
         """The same by (R_k R_k^T) R_k, and one more pass."""
         space = self.space
-        own = {k: r * space.ridge(k, space.width) for k, r in residuals.items()}
+        own = {k: torch.zeros_like(r) for k, r in residuals.items()}
         for block in space.blocks():
             for k, other in space.residuals(block)[1].items():
                 products = torch.bmm(residuals[k], other.transpose(1, 2)).mul_(space.shares[k])
                 own[k].baddbmm_(products, other)
         return own
 
-    def divide(self, rows: Tensor, total: Tensor) -> Tensor:
-        half = torch.linalg.solve_triangular(total.transpose(1, 2), rows, upper=True, left=False)
-        solution: Tensor = torch.linalg.solve_triangular(total, half, upper=False, left=False)
+    def divide(self, rows: Tensor, divisor: Tensor) -> Tensor:
+        half = torch.linalg.solve_triangular(divisor.transpose(1, 2), rows, upper=True, left=False)
+        solution: Tensor = torch.linalg.solve_triangular(divisor, half, upper=False, left=False)
         return solution
 
     def condition(self) -> Tensor:
@@ -265,17 +297,21 @@ class _Dense:
 
 
 class TableRows(Space):
-    """Embedding tables, and vectors as tables of width 1: A_k is diagonal, one number a row."""
+    """Embedding tables, and vectors as tables of width 1: C_k is diagonal, one number a row."""
 
     max_rows = 2**16
 
     @classmethod
-    def problems_at_once(cls, shape: Sequence[int], count: int) -> int:
+    def problems_at_once(cls, shape: Sequence[int], count: int, dtype: torch.dtype) -> int:
         return shape[0]
 
     def energies(self) -> Energies:
         """Nothing to do before: a row knows its own."""
         return _Diagonal(self)
+
+    @property
+    def ridge(self) -> float:
+        return self.weighing.ridge / self.rows
 
 
 @dataclass(frozen=True)
@@ -283,16 +319,16 @@ class _Diagonal:
     space: TableRows
 
     def of(self, residuals: dict[int, Tensor]) -> tuple[dict[int, Tensor], Tensor]:
-        own, total = {}, self.space.nobody
+        own = {}
+        divisor = torch.full_like(self.space.strength, self.space.ridge)
         for k, residual in residuals.items():
             energy = residual.square().sum(2, keepdim=True) * self.space.shares[k]
-            energy += self.space.ridge(k, self.space.rows)
             own[k] = residual * energy
-            total = total + energy
-        return own, total
+            divisor = divisor + energy
+        return own, divisor
 
-    def divide(self, rows: Tensor, total: Tensor) -> Tensor:
-        return rows / total
+    def divide(self, rows: Tensor, divisor: Tensor) -> Tensor:
+        return rows / divisor
 
     def condition(self) -> Tensor:
         return self.space.trust.new_full((len(self.space.tensors[0]),), torch.nan)
