@@ -27,9 +27,13 @@ from safetensors.torch import load_file, save_file
 from mergekit_yoyo.cli import main
 from mergekit_yoyo.errors import YoyoError
 from mergekit_yoyo.finish import finish, plan_finish
+from mergekit_yoyo.finish.card import Loaded, finished_card
 from mergekit_yoyo.progress import Silent
 
 LAYERS = {family: values[2].get("num_hidden_layers", 2) for family, values in FAMILIES.items()}
+LLAMA = Loaded(
+    {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}, chat=True, processor=False
+)
 PACKED = ("qwen3_moe", "mixtral", "glm4_moe")
 
 
@@ -510,10 +514,9 @@ def test_the_card_says_where_the_merge_comes_from(place: Path, merge: Path) -> N
 
 
 def test_the_card_names_each_input_and_the_method(place: Path) -> None:
-    from mergekit_yoyo.finish.card import finished_card
     from mergekit_yoyo.model.merge_yaml import read_merge_yaml
 
-    card, notes = finished_card("", "mine", read_merge_yaml(place / "linear.yml"), {})
+    card, notes = finished_card("", "mine", read_merge_yaml(place / "linear.yml"), {}, LLAMA)
     assert "| `llama` (local) | apache-2.0 |" in card
     assert "| `llama-other` (local) | apache-2.0 |" in card
     assert "\n# mine\n" in card
@@ -554,7 +557,6 @@ def test_base_model_lists_hub_names_and_keeps_the_users(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from mergekit_yoyo.card import read_metadata
-    from mergekit_yoyo.finish.card import finished_card
     from mergekit_yoyo.model.merge_yaml import read_merge_yaml
 
     monkeypatch.chdir(place)  # where models/a is a folder
@@ -565,7 +567,7 @@ def test_base_model_lists_hub_names_and_keeps_the_users(
     )
     # mergekit lists models/a as if it were a name on the Hub
     present = "---\nbase_model:\n- models/a\n- tiny/absent\n- my/own\ntags: mine\n---\n# T\n"
-    card, notes = finished_card(present, "mine", read_merge_yaml(Path("two.yml")), {})
+    card, notes = finished_card(present, "mine", read_merge_yaml(Path("two.yml")), {}, LLAMA)
     metadata = read_metadata(card)
     assert metadata["base_model"] == ["tiny/absent", "my/own"]
     assert metadata["base_model_relation"] == "merge"

@@ -14,13 +14,16 @@ from mergekit.plan import MergePlanner
 from transformers import LlamaConfig
 
 import mergekit_yoyo  # noqa: F401  registers the method
-from mergekit_yoyo.finish.card import finished_card
+from mergekit_yoyo.finish.card import Loaded, finished_card
 from mergekit_yoyo.finish.parts import Part, parts_of
 from mergekit_yoyo.install import install_line, line_for
 from mergekit_yoyo.model.merge_yaml import read_merge_yaml
 
 EXPERTS = Path(__file__).resolve().parent.parent / "examples" / "experts"
 LAYERS = json.loads((EXPERTS / "german" / "config.json").read_text())["num_hidden_layers"]
+LLAMA = Loaded(
+    {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}, chat=True, processor=False
+)
 DEFAULTS = {"consensus": "tukey", "rescale": "mean", "tukey_c": 4.685}
 
 MODELS = f"models: [{{model: {EXPERTS}/german}}, {{model: {EXPERTS}/code}}]\n"
@@ -112,7 +115,7 @@ def test_a_gradient_is_told_as_mergekit_takes_it() -> None:
 def card_of(folder: Path, text: str) -> str:
     file = folder / "merge.yml"
     file.write_text(f"merge_method: yoyo_fusion\n{text}")
-    card, _ = finished_card("", "mine", read_merge_yaml(file), {})
+    card, _ = finished_card("", "mine", read_merge_yaml(file), {}, LLAMA)
     return card.split("```")[0]  # what stands before the YAML itself
 
 

@@ -6,6 +6,7 @@ The section's words stand in `card.md.jinja`.
 import re
 import shlex
 from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,24 @@ from mergekit_yoyo.finish.weighed import Weighed
 from mergekit_yoyo.install import install_line
 from mergekit_yoyo.model.donor import card_of
 from mergekit_yoyo.model.merge_yaml import MergeYaml, ModelName
+from mergekit_yoyo.model.use import PROCESSOR_FILES, Use, fits, use_of
 
 SECTION = "merge"
 _PACKAGES = ("mergekit", "transformers", "torch")
 
 
+@dataclass(frozen=True)
+class Loaded:
+    """What decides how the merge is loaded: its config.json, and whether it has a chat template
+    and a processor of pictures or sound."""
+
+    config: Mapping[str, Any]
+    chat: bool
+    processor: bool
+
+
 def finished_card(
-    present: str, name: str, merge_yaml: MergeYaml, weighed: Weighed
+    present: str, name: str, merge_yaml: MergeYaml, weighed: Weighed, loaded: Loaded
 ) -> tuple[str, list[str]]:
     """The model card of a merge, and notes on what could not be said in it.
 
@@ -36,6 +48,7 @@ def finished_card(
         name: what the model will be called: title of a new card, name in its examples.
         merge_yaml: the merge YAML.
         weighed: what is known of each input from the record.
+        loaded: what the example of its use follows from.
 
     Raises:
         YoyoError: the card as it is has front matter or markers that cannot be read.
@@ -62,11 +75,14 @@ def finished_card(
     }
     if "license" not in metadata:
         changes |= {k: v for k, v in carried.metadata.items() if k.startswith("license")}
-    for key in ("language", "pipeline_tag"):
-        if key in carried.metadata and key not in metadata:
-            changes[key] = carried.metadata[key]
+    if "language" in carried.metadata and "language" not in metadata:
+        changes["language"] = carried.metadata["language"]
+    use, task, task_notes = _task(loaded, metadata, carried.metadata)
+    if task and "pipeline_tag" not in metadata:
+        changes["pipeline_tag"] = task
+    notes += task_notes
     card = cards.update_metadata(_without_mergekits_body(present, merge_yaml, name), changes)
-    section = _section(name, merge_yaml, carried.licenses, weighed)
+    section = _section(name, merge_yaml, carried.licenses, weighed, loaded, use)
     card = cards.write_section(card, SECTION, section)
     return card, notes + ([] if "license" in metadata else carried.notes)
 
@@ -81,6 +97,8 @@ def _section(
     merge_yaml: MergeYaml,
     licenses: Mapping[str, str | None],
     weighed: Weighed,
+    loaded: Loaded,
+    use: Use,
 ) -> str:
     models = []
     for model in merge_yaml.inputs:
@@ -121,7 +139,34 @@ def _section(
         yaml=merge_yaml.text.strip(),
         versions=" ".join(f"{p}=={version(p).split('+')[0]}" for p in _PACKAGES),
         install=install_line(),
+        use=use,
+        example=use.loader if loaded.processor or not use.beyond_text else "AutoModelForCausalLM",
+        chat=loaded.chat,
+        processor=loaded.processor,
     )
+
+
+def _task(
+    loaded: Loaded, metadata: Mapping[str, Any], carried: Mapping[str, Any]
+) -> tuple[Use, str | None, list[str]]:
+    """What the merge is for, its pipeline_tag, and notes where a card says otherwise."""
+    stated = metadata.get("pipeline_tag") or carried.get("pipeline_tag")
+    use = use_of(loaded.config, stated)
+    notes = []
+    if use.beyond_text and not loaded.processor:
+        notes.append(
+            f"model card: its example is of text alone: there is no {PROCESSOR_FILES[0]}, without "
+            "which nobody can give the model pictures or sound"
+        )
+    if stated and not fits(use, stated):
+        is_kept = "pipeline_tag" in metadata
+        notes.append(
+            f"model card: pipeline_tag {stated} of the {'card' if is_kept else 'inputs'} is not "
+            f"what transformers does with {use.loader}, {use.task}: "
+            f"{'kept, since the card is yours' if is_kept else f'{use.task} is set'}"
+        )
+        stated = use.task
+    return use, stated or use.task, notes
 
 
 def _method(name: str) -> tuple[str, str, dict[str, Any]]:

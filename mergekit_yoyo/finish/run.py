@@ -3,17 +3,17 @@
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
 from mergekit_yoyo import card as cards
 from mergekit_yoyo.errors import YoyoError
-from mergekit_yoyo.finish.card import finished_card
+from mergekit_yoyo.finish.card import Loaded, finished_card
 from mergekit_yoyo.finish.companions import (
     GENERATION_FILE,
     json_bytes,
@@ -41,6 +41,8 @@ from mergekit_yoyo.model.json_files import check_layers, read_config
 from mergekit_yoyo.model.layout import LayoutPlan, plan_layout
 from mergekit_yoyo.model.merge_yaml import MERGE_FILE, MergeYaml, read_merge_yaml
 from mergekit_yoyo.model.names import any_layer
+from mergekit_yoyo.model.tokenizer import TEMPLATE_FILES, chat_template
+from mergekit_yoyo.model.use import PROCESSOR_FILES
 from mergekit_yoyo.model.writing import DEFAULT_SHARD_SIZE, shard, write_checkpoint
 from mergekit_yoyo.outside import check_folder, read_json
 from mergekit_yoyo.progress import SILENT, Progress
@@ -134,7 +136,11 @@ def plan_finish(
         files[MERGE_FILE] = merge_yaml.text.encode()
     weighed, weight_notes = weights_of(merge, merge_yaml)
     card, card_notes = finished_card(
-        cards.read_card(merge / "README.md"), name or merge.resolve().name, merge_yaml, weighed
+        cards.read_card(merge / "README.md"),
+        name or merge.resolve().name,
+        merge_yaml,
+        weighed,
+        _loaded(merge, source.folder, files, values),
     )
     notes += cards.check_card(card)
     files["README.md"] = card.encode()
@@ -247,6 +253,20 @@ def _generation_settings(merge: Path, donor: Path, brought: bytes | None) -> dic
         return {}
     changed = renumber_special_tokens(values, merge, donor)
     return {GENERATION_FILE: json_bytes(values)} if changed else {}
+
+
+def _loaded(
+    merge: Path, donor: Path, brought: Mapping[str, bytes], config: Mapping[str, Any]
+) -> Loaded:
+    def has(names: Iterable[str]) -> bool:
+        return any(name in brought or (merge / name).is_file() for name in names)
+
+    tokenizer = donor if "tokenizer_config.json" in brought else merge
+    return Loaded(
+        config,
+        chat=has(TEMPLATE_FILES) or chat_template(tokenizer) is not None,
+        processor=has(PROCESSOR_FILES),
+    )
 
 
 def _bytes_of(file: Path) -> bytes | None:
