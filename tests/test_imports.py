@@ -30,6 +30,7 @@ ALLOWED = {
     "card": {"card"},
     "model": {"model", "card", "mergekit", "transformers"},
     "planning": {"planning", "model", "mergekit"},
+    "text": {"text", "model", "transformers"},
     "finish": {
         "finish",
         "model",
