@@ -1,6 +1,7 @@
 """The one exception class of this package, and what its messages are made of."""
 
 import difflib
+import os
 import re
 import reprlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,6 +18,14 @@ class YoyoError(ValueError):
 
     The command line prints the message without a traceback and exits with status 2.
     """
+
+
+def explain_os_error(error: OSError) -> str:
+    """What the system refused, as a sentence that begins with the file, where it told which."""
+    reason = error.strerror or str(error)
+    if error.filename is None:
+        return f"a file could not be read or written: {reason}."
+    return f"{os.fsdecode(error.filename)}: cannot be read or written: {reason}."
 
 
 def close_to(name: str, choices: Iterable[str]) -> list[str]:

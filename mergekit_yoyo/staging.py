@@ -18,8 +18,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from mergekit_yoyo.errors import YoyoError
+from mergekit_yoyo.errors import YoyoError, explain_os_error
 
+_UNFINISHED_FILE = ".unfinished"
 _UNFINISHED, _REPLACED = ".unfinished-", ".replaced-"  # between the target's name and six letters
 _HERE, _LINUX_EXCHANGE, _MACOS_SWAP = -100, 2, 2  # AT_FDCWD, RENAME_EXCHANGE, RENAME_SWAP
 
@@ -38,7 +39,8 @@ def staged_folder(target: Path, *, overwrite: bool, needed_bytes: int = 0) -> It
 
     Raises:
         YoyoError: `target` exists and `overwrite` is false, is no folder, the one we are in or one
-            that cannot be renamed, or the disk is full.
+            that cannot be renamed; the disk is full, or a file cannot be read or written; or an
+            interrupt came when all was done but to delete the old folder.
     """
     target = target.resolve()
     mend_leftovers(target)
@@ -61,12 +63,14 @@ def staged_folder(target: Path, *, overwrite: bool, needed_bytes: int = 0) -> It
             "Choose another folder."
         ) from None
     held = _hold(staging)
+    in_place = False
     try:
         # mkdtemp makes private folders; a model folder has the usual permissions of its place.
         staging.chmod((target if target.exists() else target.parent).stat().st_mode & 0o777)
         yield staging
         try:
             _move_into_place(staging, target)
+            in_place = True
         except OSError as error:
             if error.errno not in (errno.EXDEV, errno.EBUSY):
                 raise
@@ -75,15 +79,24 @@ def staged_folder(target: Path, *, overwrite: bool, needed_bytes: int = 0) -> It
                 "root of a disk or in use. Choose another name."
             ) from None
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise YoyoError(
-            f"{target}: the disk filled up while it was written. Free some space."
-        ) from None
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise YoyoError(
+                f"{target}: the disk filled up while it was written. Free some space."
+            ) from None
+        raise YoyoError(f"{target}: not written. {explain_os_error(error)}") from None
     finally:
-        shutil.rmtree(staging, ignore_errors=True)
-        if held is not None:
-            os.close(held)
+        try:
+            shutil.rmtree(staging, ignore_errors=True)
+        except KeyboardInterrupt:
+            if not in_place:
+                raise
+            raise YoyoError(
+                f"{target}: written and in place. The interrupt came while the old folder was "
+                "deleted; the next run on this one clears what is left of it."
+            ) from None
+        finally:
+            if held is not None:
+                os.close(held)
 
 
 def mend_leftovers(target: Path) -> None:
@@ -190,17 +203,24 @@ def write_files(files: Mapping[Path, bytes]) -> None:
     Raises:
         YoyoError: one of them cannot be written.
     """
-    unfinished = {path: path.with_name(f".{path.name}.unfinished") for path in files}
+    unfinished = {path: path.with_name(f".{path.name}{_UNFINISHED_FILE}") for path in files}
     path = Path()
     try:
         for path, content in files.items():
             path.parent.mkdir(exist_ok=True)
             unfinished[path].write_bytes(content)
-        for path, beside in unfinished.items():
+        for path, beside in list(unfinished.items()):
             beside.replace(path)
+            del unfinished[path]
     except OSError as error:
         raise YoyoError(f"{path}: cannot be written ({error.strerror}).") from None
     finally:
         for beside in unfinished.values():
             with suppress(OSError):
                 beside.unlink(missing_ok=True)
+
+
+def clear_unfinished_files(folder: Path) -> None:
+    """Remove what a process that was killed within `write_files` left in a folder of ours."""
+    for left in folder.glob(f".*{_UNFINISHED_FILE}"):
+        left.unlink(missing_ok=True)

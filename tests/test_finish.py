@@ -721,3 +721,22 @@ def test_missing_and_left_over_tensors_are_named(merge: Path) -> None:
     assert "cannot be read" in run(merge).stderr
     file.unlink()
     assert "expected a model with .safetensors files" in run(merge).stderr
+
+
+def test_a_merge_that_a_killed_run_left_aside_is_found_again(merge: Path) -> None:
+    merge.rename(merge.with_name(f".{merge.name}.replaced-abcdef"))
+    assert run(merge).exit_code == 0
+    assert plan_finish(merge).differences == []
+    assert not list(merge.parent.glob(f".{merge.name}.*"))
+
+
+def test_why_an_inputs_card_is_not_read_is_said(merge: Path, place: Path) -> None:
+    card = place / "qwen3_moe" / "README.md"
+    text = card.read_bytes()
+    card.write_bytes(b"---\nlicense: [\n---\n")
+    try:
+        notes = plan_finish(merge).notes
+    finally:
+        card.write_bytes(text)
+    told = [note for note in notes if "its card is taken for none: model card" in note]
+    assert len(told) == 1

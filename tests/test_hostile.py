@@ -20,7 +20,13 @@ from finish_fixtures import run_mergekit, write_checkpoint
 from method_fixtures import fine_tune, recipe, shard
 from scores_fixtures import write_result
 
-pytestmark = pytest.mark.slow
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        sys.platform != "linux",
+        reason="bounds of memory and time are set by Linux's /proc and forks",
+    ),
+]
 
 CHILD = Path(__file__).with_name("hostile_child.py")
 DEEP = 100_000

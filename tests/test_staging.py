@@ -50,7 +50,7 @@ def test_the_target_comes_back_if_the_move_into_place_fails(tmp_path: Path) -> N
         with staged_folder(target, overwrite=True) as staging:
             staging.rmdir()  # so that there is nothing to move
 
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(YoyoError, match=r"not written.*No such file"):
         lose()
     assert (target / "a").read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["model"]

@@ -1,5 +1,6 @@
 """The `mergekit-yoyo` command: a table of subcommands, each loaded only when it is asked for."""
 
+import errno
 import os
 import sys
 from importlib import import_module
@@ -7,7 +8,7 @@ from importlib import import_module
 import click
 
 from mergekit_yoyo import __version__
-from mergekit_yoyo.errors import YoyoError, nearest
+from mergekit_yoyo.errors import YoyoError, explain_os_error, nearest
 
 # name -> (module that holds a click command called `command`, one line of help)
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -63,6 +64,11 @@ class LazyCommands(click.Group):
             return super().invoke(ctx)
         except YoyoError as error:
             click.echo(f"Error: {error}", err=True)
+            sys.exit(2)
+        except OSError as error:
+            if error.errno == errno.EPIPE:  # whoever reads our output has seen enough
+                raise
+            click.echo(f"Error: {explain_os_error(error)}", err=True)
             sys.exit(2)
 
 

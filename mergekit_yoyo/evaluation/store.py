@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mergekit_yoyo.errors import YoyoError
-from mergekit_yoyo.staging import write_files
+from mergekit_yoyo.staging import clear_unfinished_files, write_files
 
 # Parts of a result that have an entry for each task.
 _BY_TASK = (
@@ -88,6 +88,7 @@ class ResultStore:
         from lm_eval.utils import hash_string
 
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        clear_unfinished_files(self.path.parent)  # their names have the date of a killed run
         result["task_hashes"] = {
             name: hash_string(
                 "".join(s["doc_hash"] + s["prompt_hash"] + s["target_hash"] for s in own)

@@ -17,7 +17,7 @@ from mergekit_yoyo.finish.parts import parts_of
 from mergekit_yoyo.finish.weighed import Weighed
 from mergekit_yoyo.install import install_line
 from mergekit_yoyo.model.donor import card_of
-from mergekit_yoyo.model.merge_yaml import MergeYaml, ModelName
+from mergekit_yoyo.model.merge_yaml import MergeYaml
 from mergekit_yoyo.model.use import PROCESSOR_FILES, Use, fits, use_of
 
 SECTION = "merge"
@@ -54,14 +54,15 @@ def finished_card(
         YoyoError: the card as it is has front matter or markers that cannot be read.
     """
     metadata = cards.read_metadata(present)
-    inputs = {str(model): _metadata_of(model) for model in merge_yaml.inputs}
+    inputs, unread = _inputs_metadata(merge_yaml)
     carried = cards.carry(inputs)
     hub = list(dict.fromkeys(model.path for model in merge_yaml.inputs if model.on_hub))
     notes = [
         f"{path}: taken for a name on the Hub, though no card of it is at hand"
         for path in hub
-        if inputs[path] is None
+        if inputs[path] is None and path not in unread
     ]
+    notes += unread.values()
     # mergekit lists local folders with one slash as Hub names: only what is no input is the user's
     names = _listed(metadata.get("base_model"))
     bases = hub + [n for n in names if n not in inputs and n not in hub]
@@ -183,12 +184,20 @@ def _method(name: str) -> tuple[str, str, dict[str, Any]]:
     return spec.pretty_name or name, (spec.reference_url or "").strip(), options
 
 
-def _metadata_of(model: ModelName) -> dict[str, Any] | None:
-    try:
-        card = card_of(model)
-        return None if card is None else cards.read_metadata(card)
-    except YoyoError:  # the broken card of an input is not the user's to mend
-        return None
+def _inputs_metadata(
+    merge_yaml: MergeYaml,
+) -> tuple[dict[str, dict[str, Any] | None], dict[str, str]]:
+    """The front matter of each input's card, None where none is at hand; why one cannot be read."""
+    found: dict[str, dict[str, Any] | None] = {}
+    unread = {}
+    for model in merge_yaml.inputs:
+        name = str(model)
+        try:
+            card = card_of(model)
+            found[name] = None if card is None else cards.read_metadata(card)
+        except YoyoError as error:  # the broken card of an input is not the user's to mend
+            found[name], unread[name] = None, f"{name}: its card is taken for none: {error}"
+    return found, unread
 
 
 def _without_mergekits_body(card: str, merge_yaml: MergeYaml, name: str) -> str:

@@ -46,7 +46,7 @@ from mergekit_yoyo.model.use import PROCESSOR_FILES
 from mergekit_yoyo.model.writing import DEFAULT_SHARD_SIZE, shard, write_checkpoint
 from mergekit_yoyo.outside import check_folder, read_json
 from mergekit_yoyo.progress import SILENT, Progress
-from mergekit_yoyo.staging import staged_folder
+from mergekit_yoyo.staging import mend_leftovers, staged_folder
 
 ConfigStyle = Literal["donor", "both"]
 
@@ -179,6 +179,7 @@ def finish(
     if online:
         cards.validate_online(plan.files["README.md"].decode())
     if output is None and not plan.differences:
+        mend_leftovers(plan.merge.resolve())  # of a run that was killed when all but this was done
         return plan.merge
     if output is not None and output.resolve() == plan.merge.resolve():
         raise YoyoError(f"--output {output}: this is the merge itself. Leave --output out.")
@@ -214,6 +215,8 @@ def merge_yaml_of(merge: Path, config: Path | None = None) -> MergeYaml:
     Raises:
         YoyoError: there is neither.
     """
+    if not merge.exists():
+        mend_leftovers(merge.resolve())  # a run that was killed may have left it aside
     if not merge.is_dir():
         raise YoyoError(f"{merge}: expected the folder of a merge; there is no such folder.")
     check_folder(merge)
@@ -281,25 +284,33 @@ def mirror(
     link: bool,
     progress: Progress,
 ) -> None:
-    """Make `target` hold what `source` holds, but for the files `skip` at its top."""
+    """Make `target` hold what `source` holds, but for the files `skip` at its top.
 
-    def place(old: str, new: str) -> None:
-        if link:
-            with suppress(OSError):  # a file system without hard links
-                os.link(old, new)
-                return
-        shutil.copy2(old, new)
-        if old.endswith(".safetensors"):
-            progress.advance(Path(new).stat().st_size)
+    link: the same data under a second name where the disk has that, and links stay links; else a
+    copy that stands on its own.
+    """
+    for old in sorted(source.iterdir()):
+        new = target / old.name
+        if old.name in skip:
+            continue
+        if link and old.is_symlink():
+            new.symlink_to(old.readlink())
+        elif old.is_dir():
+            new.mkdir()
+            mirror(old, new, skip=set(), link=link, progress=progress)
+            shutil.copystat(old, new)
+        elif not (link and _linked(old, new)):
+            shutil.copy2(old, new)
+            if old.suffix == ".safetensors":
+                progress.advance(new.stat().st_size)
 
-    shutil.copytree(
-        source,
-        target,
-        symlinks=link,  # a copy must stand on its own
-        ignore=lambda folder, names: skip & set(names) if Path(folder) == source else set(),
-        copy_function=place,
-        dirs_exist_ok=True,
-    )
+
+def _linked(old: Path, new: Path) -> bool:
+    """Whether `new` could be made a second name of the file `old`: some disks have no such."""
+    with suppress(OSError):
+        os.link(old, new)
+        return True
+    return False
 
 
 def _told(
