@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from chromium import resize
+from chromium import resize, settle
 from report_fixtures import header, small_lines, write_record
 from selenium.webdriver import ActionChains, Chrome, Keys
 from selenium.webdriver.common.by import By
@@ -57,13 +57,6 @@ def column(browser: Chrome, number: int) -> list[str]:
     )
     texts = browser.execute_script(script, number)
     return [text.removeprefix(CROSS).strip().split("\n")[0].strip() for text in texts]
-
-
-def settle(browser: Chrome) -> None:
-    """Wait for two frames."""
-    browser.execute_async_script(
-        "const done = arguments[0]; requestAnimationFrame(() => requestAnimationFrame(done))"
-    )
 
 
 def type_into(browser: Chrome, text: str) -> None:
