@@ -1,6 +1,7 @@
 """`mergekit-yoyo evaluate`: real runs of the harness on local tasks, in transformers and MLX."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -18,6 +19,7 @@ from mergekit_yoyo.cli import main
 from mergekit_yoyo.errors import YoyoError
 from mergekit_yoyo.evaluation import EvaluationSettings, evaluate
 from mergekit_yoyo.evaluation.model_folder import open_model
+from mergekit_yoyo.evaluation.store import ResultStore
 from mergekit_yoyo.model.folder import describe_quantization
 from mergekit_yoyo.progress import Silent
 from mergekit_yoyo.scores import build_table, compare, read_results
@@ -221,6 +223,27 @@ def test_earlier_results_of_another_setup_are_not_mixed_in(evaluated):
     with pytest.raises(YoyoError, match=r"limit is None there and 2 now.*--restart"):
         evaluate(["./german-mlx"], evaluated / "scores", settings(evaluated, limit=2))
     assert result_of(evaluated / "scores" / "german-mlx").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("[" * 5000, "nested more than 64 deep. --restart removes it."),
+        ("[1]", "expected a JSON object; got list. --restart removes it."),
+        (b"\xff\xfe", "expected a text in UTF-8"),
+        ('{"config": [1]}', "config: expected a mapping; got [1]. --restart removes it."),
+        ('{"results": {}, "completed_tasks": 3}', "completed_tasks: expected a mapping; got 3"),
+        (None, "expected a file; got a pipe. --restart removes it."),
+    ],
+)
+def test_hostile_earlier_results_are_a_sentence(tmp_path, content, expected):
+    file = tmp_path / "results_2026-11-24T10-00-00.json"
+    if content is None:
+        os.mkfifo(file)
+    else:
+        file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(YoyoError, match=re.escape(expected)):
+        ResultStore(tmp_path, {}, restart=False)
 
 
 def test_a_task_whose_definition_changed_runs_again_and_restart_starts_over(evaluated):

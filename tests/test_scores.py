@@ -15,6 +15,7 @@ import yaml
 from click.testing import CliRunner, Result
 from huggingface_hub import ModelCard, parse_eval_result_entries
 from matplotlib.image import imread
+from scipy.stats import fisher_exact, ttest_rel
 from scores_fixtures import PUBLISHED, write_result
 
 from mergekit_yoyo.cli import main
@@ -116,8 +117,9 @@ def test_p_is_told_per_task_where_items_are_right_or_wrong(tmp_path):
         write_result(tmp_path / name, {"boolq": own, "rouge": parts})
     results = read_results([tmp_path])
     told, untold = compare(*results).tasks
-    assert told.p_value == pytest.approx(float(binomial_tails(11, 20)), rel=1e-12)
-    assert untold.p_value is None
+    assert told.difference.p_value == pytest.approx(float(binomial_tails(11, 20)), rel=1e-12)
+    student = ttest_rel(c, shades).pvalue
+    assert untold.difference.p_value == pytest.approx(float(student), rel=1e-9)
     said = scores(tmp_path, "--compare", "a", "b").output
     assert re.search(r"31 \(\+11 -20\)\s+0\.15 *\n", said), said
     assert "McNemar's exact test" in said
@@ -160,16 +162,63 @@ def test_pairing_finds_a_lead_that_independence_hides(tmp_path):
 
 
 @pytest.mark.parametrize("count", [20, 40, 150, 1267])
-def test_one_flipped_item_is_no_lead(tmp_path, count):
-    """Its difference and its error are both exactly 1/n."""
+@pytest.mark.parametrize(("flips", "leads"), [(1, False), (2, False), (5, False), (6, True)])
+def test_a_lead_is_one_beyond_95_percent(tmp_path, count, flips, leads):
+    """Of flips that all go one way, six are the first with 2 / 2^n < 0.05."""
     a = answers(count, 0.6, seed=count)
     files = [
         write_result(tmp_path / name, {"piqa": items})
-        for name, items in (("a", a), ("b", flipped(a, up=1)))
+        for name, items in (("a", a), ("b", flipped(a, up=flips)))
     ]
     results = read_results(files)
-    assert best(build_table(results)) == set()
-    assert not compare(*results).tasks[0].difference.exceeds_error
+    assert best(build_table(results)) == ({("b", "piqa")} if leads else set())
+    assert compare(*results).tasks[0].difference.differs == leads
+    said = scores(*files, "--compare", "a", "b").output
+    assert f"differ beyond 95 % on {'piqa' if leads else 'no task'}" in said
+    assert f"{2 / 2**flips:.2g}" in said
+
+
+def test_the_best_is_told_apart_from_every_row_and_not_from_the_second_only(tmp_path):
+    """The third row is lower than the second, but less surely so: more of its items differ."""
+    a = [1.0] * 60 + [0.0] * 60
+    second = [0.0] * 8 + a[8:]  # 8 flips, all one way
+    third = [0.0] * 29 + [1.0] * 31 + [1.0] * 20 + [0.0] * 40  # 29 lost, 20 gained
+    for rows, marked in (({"a": a, "b": second}, True), ({"a": a, "b": second, "c": third}, False)):
+        folder = tmp_path / str(len(rows))
+        files = [write_result(folder / name, {"piqa": items}) for name, items in rows.items()]
+        table = build_table(read_results(files))
+        assert best(table) == ({("a", "piqa")} if marked else set())
+        p_value = binomial_tails(8, 0) if marked else binomial_tails(29, 20)
+        assert table.rows[0].cells["piqa"].lead.p_value == pytest.approx(float(p_value))
+        assert f"p: piqa {float(p_value):.2g}" in render_markdown(table)
+
+
+def test_independent_shares_are_compared_by_fisher_s_exact_test(tmp_path):
+    """All of 4 against 1 of 4 is no difference, whatever a normal error says (p 0.003)."""
+    files = [
+        write_result(tmp_path / name, {"piqa": items}, samples=False)
+        for name, items in (("a", [1.0] * 4), ("b", [1.0] + [0.0] * 3))
+    ]
+    (task,) = compare(*read_results(files)).tasks
+    # With 5 right of 8, all splits of them: 4+1 and 1+4 are the outermost.
+    ways = [math.comb(4, k) * math.comb(4, 5 - k) for k in range(1, 5)]
+    p_value = sum(w for w in ways if w <= ways[-1]) / sum(ways)
+    assert task.difference.p_value == pytest.approx(p_value, rel=1e-9)
+    assert not task.difference.differs
+
+
+def mean_p_value(gaps: dict[str, list[float]]) -> float:
+    """Of a mean over tasks, by counting: every way in which the flipped items can go."""
+    sums = {Fraction(0): Fraction(1)}
+    for items in gaps.values():
+        flips = sum(gap != 0 for gap in items)
+        steps = {Fraction(2 * k - flips, len(items)): math.comb(flips, k) for k in range(flips + 1)}
+        added: dict[Fraction, Fraction] = {}
+        for (value, ways), (step, own) in itertools.product(sums.items(), steps.items()):
+            added[value + step] = added.get(value + step, Fraction(0)) + ways * own / 2**flips
+        sums = added
+    seen = abs(sum(Fraction(int(sum(items)), len(items)) for items in gaps.values()))
+    return float(sum(ways for value, ways in sums.items() if abs(value) >= seen))
 
 
 def test_mean_and_its_error(tmp_path):
@@ -182,14 +231,24 @@ def test_mean_and_its_error(tmp_path):
         errors = [np.std(x, ddof=1) / math.sqrt(len(x)) for x in items.values()]
         assert row.mean.value == pytest.approx(np.mean([np.mean(x) for x in items.values()]))
         assert row.mean.stderr == pytest.approx(math.sqrt(np.sum(np.square(errors))) / 3)
-    gaps = {task: np.array(b[task]) - np.array(a[task]) for task in a}
-    lead = np.mean([gap.mean() for gap in gaps.values()])
-    error = math.sqrt(sum(gap.var(ddof=1) / len(gap) for gap in gaps.values())) / 3
-    assert (lead > error) == (("b", "mean") in best(table)) is True
+    assert ("b", "mean") not in best(table)
+
+    # Another 20 items turned right in each task put the mean beyond doubt.
+    c = {task: flipped(items, up=20) for task, items in a.items()}
+    for rows, other, marked in ((("a", "b"), b, False), (("a", "c"), c, True)):
+        write_result(tmp_path / rows[1], other)
+        pair = read_results([tmp_path / name for name in rows])
+        exact = mean_p_value(
+            {task: (np.array(other[task]) - np.array(a[task])).tolist() for task in a}
+        )
+        lead = build_table(pair).rows[1].mean.lead
+        assert lead.p_value == pytest.approx(exact, abs=5e-3)
+        assert lead.differs == marked
+        assert compare(*pair).mean.p_value == lead.p_value
 
     # A row without one of the tasks has no mean that compares.
-    write_result(tmp_path / "c", {"boolq": answers(200, 0.7, 4)})
-    table = build_table(read_results([*files, tmp_path / "c"]))
+    write_result(tmp_path / "d", {"boolq": answers(200, 0.7, 4)})
+    table = build_table(read_results([*files, tmp_path / "d"]))
     assert [row.mean is None for row in table.rows] == [False, False, True]
 
 
@@ -238,22 +297,29 @@ def test_published_v4_and_v5_differ_nowhere_beyond_the_error():
             error = math.sqrt(p * (1 - p) / (n - 1) + q * (1 - q) / (n - 1))
             assert task.difference.value == pytest.approx(p - q, abs=1e-12)
             assert task.difference.stderr == pytest.approx(error, rel=1e-12)
-            assert not task.difference.exceeds_error
+            counts = [round(share * n) for share in (p, q)]
+            exact = fisher_exact([[count, n - count] for count in counts]).pvalue
+            assert task.difference.p_value == pytest.approx(exact, rel=1e-9)
+            assert not task.difference.differs
             assert task.gained is None
-        assert "differ by more than the standard error of the difference on no task" in (
-            scores(PUBLISHED, "--compare", v4, v5).output
-        )
+        assert "differ beyond 95 % on no task" in (scores(PUBLISHED, "--compare", v4, v5).output)
 
 
 def test_published_table_marks_what_the_numbers_bear_out():
     table = build_table(read_results([PUBLISHED]))
-    marked = set()
+    # The largest lead is 0.008 of hellaswag: less than 1.96 standard errors, as every other.
     for task, size in SIZES.items():
-        ordered = sorted(published().items(), key=lambda row: -row[1][task])
-        (first, p), (_, q) = [(name, row[task]) for name, row in ordered[:2]]
-        if p - q > math.sqrt(p * (1 - p) / (size - 1) + q * (1 - q) / (size - 1)):
-            marked.add((first, task))
-    assert best(table) == marked == {("V3-qx86-hi", "hellaswag")}
+        p, q = sorted((row[task] for row in published().values()), reverse=True)[:2]
+        assert p - q < 1.96 * math.sqrt(p * (1 - p) / (size - 1) + q * (1 - q) / (size - 1))
+    assert best(table) == set()
+    # Of V3 and V5 alone two columns can be told apart, and the mean.
+    results = {result.name: result for result in read_results([PUBLISHED])}
+    pair = build_table([results["V3-qx86-hi"], results["V5-qx86-hi"]])
+    assert best(pair) == {
+        ("V5-qx86-hi", "arc_easy"),
+        ("V3-qx86-hi", "hellaswag"),
+        ("V5-qx86-hi", "mean"),
+    }
     for row in table.rows:
         for task, cell in row.cells.items():
             assert cell.stderr == pytest.approx(
@@ -262,7 +328,7 @@ def test_published_table_marks_what_the_numbers_bear_out():
     text = render_markdown(table)
     assert "setup unknown: metric, chat template, shots, task versions not recorded" in text
     assert "standard errors computed from the number of items" in text
-    assert "| V3-qx86-hi | 0.490 ± 0.015 | 0.564 ± 0.010 | 0.877 ± 0.006 | **0.715 ± 0.005** |" in (
+    assert "| V3-qx86-hi | 0.490 ± 0.015 | 0.564 ± 0.010 | 0.877 ± 0.006 | 0.715 ± 0.005 |" in (
         text
     )
 
@@ -488,6 +554,7 @@ def test_csv_has_the_numbers_in_full(tmp_path):
     assert float(first["score"]) == np.mean(a)
     assert float(first["stderr"]) == pytest.approx(np.std(a, ddof=1) / 20, rel=1e-12)
     assert (first["items"], first["best"], second["best"]) == ("400", "0", "1")
+    assert (first["p"], float(second["p"])) == ("", 2 / 2**6)
 
 
 def test_terminal_table_shows_scores_errors_and_marks():
@@ -495,10 +562,10 @@ def test_terminal_table_shows_scores_errors_and_marks():
     assert result.exit_code == 0
     lines = result.output.splitlines()
     row = next(number for number, line in enumerate(lines) if "V3-qx86-hi" in line)
-    expected = "V3-qx86-hi 0.490 0.564 0.877 0.715* 0.428 0.791 0.669 0.648"
+    expected = "V3-qx86-hi 0.490 0.564 0.877 0.715 0.428 0.791 0.669 0.648"
     assert " ".join(lines[row].split()) == expected
     assert lines[row + 1].split()[:3] == ["±0.015", "±0.010", "±0.006"]
-    assert result.output.count("*") == 2  # the mark and the legend
+    assert result.output.count("*") == 1  # the legend: nothing leads beyond 95 %
     one = scores(PUBLISHED, "--tasks", "piqa,boolq").output
     assert "winogrande" not in one
     assert one.index("piqa") < one.index("boolq")

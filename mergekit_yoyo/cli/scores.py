@@ -63,7 +63,7 @@ _RENDERERS: dict[str, Callable[[Table], bytes]] = {
     "pair",
     nargs=2,
     metavar="A B",
-    help="Compare two rows, by name or path: differences, paired errors, flipped items.",
+    help="Compare two rows, by name or path: differences, paired errors, flipped items, p.",
 )
 @click.option(
     "--items",
@@ -85,7 +85,7 @@ def command(
     """The table of benchmark scores in RESULT...: results of evaluate, lm_eval or mlx_lm.evaluate
     (files or folders), or a Markdown table.
 
-    The best of a column is marked only where it leads by more than the standard error of its lead.
+    The best of a column is marked only where it is told apart from every other row beyond 95 %.
     """
     for out in outs:
         if out.suffix not in _RENDERERS:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mergekit_yoyo.errors import YoyoError
+from mergekit_yoyo.outside import read_json
 from mergekit_yoyo.staging import clear_unfinished_files, write_files
 
 # Parts of a result that have an entry for each task.
@@ -115,13 +116,15 @@ class ResultStore:
 
     def _read(self) -> dict[str, Any]:
         try:
-            data = json.loads(self.path.read_text(encoding="utf-8"))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise YoyoError(
-                f"{self.path}: not a result file ({error}). --restart removes it."
-            ) from error
-        if not isinstance(data, dict):
-            raise YoyoError(f"{self.path}: not a result file. --restart removes it.")
+            data = read_json(self.path)
+        except YoyoError as error:
+            raise YoyoError(f"{error} --restart removes it.") from None
+        for key in (*_BY_TASK, "config", _DONE):
+            if not isinstance(data.get(key, {}), dict):
+                raise YoyoError(
+                    f"{self.path}: not a result file: {key}: expected a mapping; got "
+                    f"{data[key]!r:.60}. --restart removes it."
+                )
         return data
 
 

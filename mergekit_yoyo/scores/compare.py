@@ -13,10 +13,10 @@ from mergekit_yoyo.scores.statistics import (
     difference,
     item_key,
     item_scores,
-    mcnemar,
+    mean_difference,
     read_samples,
 )
-from mergekit_yoyo.scores.table import Column, choose_columns, narrow
+from mergekit_yoyo.scores.table import Column, averaged, choose_columns, narrow
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,7 @@ class TaskComparison:
     """One task: the scores of both models, and a - b.
 
     `gained` are the items on which `a` scores higher than `b`, `lost` those on which it scores
-    lower; None where the two have no scores of the same items. `p_value` is that of McNemar's exact
-    test, None where an item is not just right or wrong.
+    lower; None where the two have no scores of the same items.
     """
 
     column: Column
@@ -34,17 +33,20 @@ class TaskComparison:
     difference: Difference
     gained: frozenset[ItemKey] | None
     lost: frozenset[ItemKey] | None
-    p_value: float | None = None
 
 
 @dataclass(frozen=True)
 class ScoreComparison:
-    """The tasks that two models share, and what keeps the two from being compared."""
+    """The tasks that two models share, and what keeps the two from being compared.
+
+    mean: of the differences, None where tasks have no mean (`averaged`).
+    """
 
     a: ModelResult
     b: ModelResult
     tasks: Sequence[TaskComparison]
     warnings: Sequence[str]
+    mean: Difference | None
 
 
 def compare(
@@ -77,18 +79,20 @@ def compare(
     for column in columns:
         task_a, task_b = narrow_a.tasks[column.task], narrow_b.tasks[column.task]
         gap = difference(task_a, task_b, column.metric)
-        gained = lost = p_value = None
+        gained = lost = None
         if gap.paired:
             items_a = item_scores(task_a, column.metric) or {}
             items_b = item_scores(task_b, column.metric) or {}
             gained = frozenset(key for key in items_a if items_a[key] > items_b[key])
             lost = frozenset(key for key in items_a if items_a[key] < items_b[key])
-            if {*items_a.values(), *items_b.values()} <= {0.0, 1.0}:
-                p_value = mcnemar(len(gained), len(lost))
         value_a = task_a.metrics[column.metric].value
         value_b = task_b.metrics[column.metric].value
-        comparisons.append(TaskComparison(column, value_a, value_b, gap, gained, lost, p_value))
-    return ScoreComparison(a, b, comparisons, find_warnings([c.task for c in columns], pair))
+        comparisons.append(TaskComparison(column, value_a, value_b, gap, gained, lost))
+    warnings = find_warnings([c.task for c in columns], pair)
+    mean = None
+    if averaged(columns, [narrow_a, narrow_b]):
+        mean = mean_difference([task.difference for task in comparisons])
+    return ScoreComparison(a, b, comparisons, warnings, mean)
 
 
 def flipped_items(comparison: ScoreComparison) -> Iterator[dict[str, Any]]:

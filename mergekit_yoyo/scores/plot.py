@@ -35,7 +35,7 @@ def render_png(table: Table) -> bytes:
     names = [row.result.name for row in table.rows]
     inches = 0.08 * max(map(len, names)) + 2.3 * width
     footer = [f"Warning: {warning}" for warning in table.warnings]
-    footer += ["bars: ± one standard error; filled green: leads by more than that of its lead"]
+    footer += ["bars: ± one standard error; filled green: leads every other row beyond 95 %"]
     footer += table.notes
     lines = [part for line in footer for part in wrap(line, int(_LETTERS_PER_INCH * inches))]
     figure = Figure(

@@ -9,15 +9,13 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from mergekit_yoyo.scores.compare import ScoreComparison
+from mergekit_yoyo.scores.statistics import Difference
 from mergekit_yoyo.scores.table import Cell, Column, Table
 
-_LEGEND = (
-    "± standard error; {mark} best of its column by more than the standard error of its lead over "
-    "the second"
-)
+_LEGEND = "± standard error; {mark} best of its column: leads every other row beyond 95 %"
 _P_VALUE = (
-    "p: McNemar's exact test: how likely flips at least as one-sided are between models that are "
-    "equally good"
+    "p: how likely a difference at least as large is between models that are equally good, by "
+    "{tests}"
 )
 
 
@@ -74,17 +72,19 @@ def render_csv(table: Table) -> str:
     """One line per model and task (and mean): the numbers in full, for other programs."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(["model", "quantization", "task", "metric", "score", "stderr", "items", "best"])
+    writer.writerow(
+        ["model", "quantization", "task", "metric", "score", "stderr", "items", "best", "p"]
+    )
     for row in table.rows:
         name, quantization = row.result.name, row.result.quantization or ""
         for column in table.columns:
             if cell := row.cells.get(column.task):
                 items = row.result.tasks[column.task].items
-                fields = (cell.value, cell.stderr, items, int(cell.best))
-                writer.writerow([name, quantization, column.task, column.metric, *fields])
+                writer.writerow(
+                    [name, quantization, column.task, column.metric, *_numbers(cell, items)]
+                )
         if row.mean:
-            fields = (row.mean.value, row.mean.stderr, None, int(row.mean.best))
-            writer.writerow([name, quantization, "mean", "", *fields])
+            writer.writerow([name, quantization, "mean", "", *_numbers(row.mean, None)])
     return buffer.getvalue()
 
 
@@ -97,8 +97,6 @@ def render_comparison(comparison: ScoreComparison) -> RenderableType:
     for name in (a, b, "difference", "paired items", "flipped", "p"):
         grid.add_column(Text(name), justify="right", overflow="fold")
     for task in comparison.tasks:
-        gap = task.difference
-        error = "?" if gap.stderr is None else f"{gap.stderr:.4f}"
         flips = "—"
         if task.gained is not None and task.lost is not None:
             flips = f"{len(task.gained) + len(task.lost)} (+{len(task.gained)} -{len(task.lost)})"
@@ -107,24 +105,41 @@ def render_comparison(comparison: ScoreComparison) -> RenderableType:
             _metric(task.column),
             f"{task.a:.4f}",
             f"{task.b:.4f}",
-            Text(f"{gap.value:+.4f} ± {error}", style="bold" if gap.exceeds_error else ""),
-            str(gap.items or "unpaired"),
-            flips,
-            "—" if task.p_value is None else f"{task.p_value:.2g}",
+            *_gap_cells(task.difference, flips),
         )
-    beyond = [task.column.task for task in comparison.tasks if task.difference.exceeds_error]
+    if comparison.mean:
+        grid.add_section()
+        grid.add_row("mean", "", "", "", *_gap_cells(comparison.mean, "—"))
+    gaps = [task.difference for task in comparison.tasks]
+    beyond = [task.column.task for task in comparison.tasks if task.difference.differs]
     lines = [Text(f"Warning: {w}", style="bold yellow") for w in comparison.warnings]
-    unknown = [task.column.task for task in comparison.tasks if task.difference.stderr is None]
-    verdict = f"{a} and {b} differ by more than the standard error of the difference on "
-    verdict += ", ".join(beyond) if beyond else "no task"
+    unknown = [task.column.task for task in comparison.tasks if task.difference.p_value is None]
+    verdict = f"{a} and {b} differ beyond 95 % on {', '.join(beyond) if beyond else 'no task'}"
     if len(unknown) == len(comparison.tasks):
         verdict = f"whether {a} and {b} differ is unknown: no task has a standard error"
     elif unknown:
         verdict += f"; unknown on {', '.join(unknown)}: no standard error"
     lines.append(Text(verdict, style="bold"))
-    if any(task.p_value is not None for task in comparison.tasks):
-        lines.append(Text(_P_VALUE, style="dim"))
+    gaps += [comparison.mean] if comparison.mean else []
+    if tests := dict.fromkeys(gap.test for gap in gaps if gap.p_value is not None):
+        lines.append(Text(_P_VALUE.format(tests=", ".join(tests)), style="dim"))
     return Group(grid, *lines)
+
+
+def _gap_cells(gap: Difference, flips: str) -> list[Text]:
+    """Difference, paired items, flipped items and p."""
+    error = "?" if gap.stderr is None else f"{gap.stderr:.4f}"
+    return [
+        Text(f"{gap.value:+.4f} ± {error}", style="bold" if gap.differs else ""),
+        Text(str(gap.items or "unpaired")),
+        Text(flips),
+        Text("—" if gap.p_value is None else f"{gap.p_value:.2g}"),
+    ]
+
+
+def _numbers(cell: Cell, items: int | None) -> list[float | int | None]:
+    p_value = cell.lead.p_value if cell.lead else None
+    return [cell.value, cell.stderr, items, int(cell.best), p_value]
 
 
 def _any_quantized(table: Table) -> bool:

@@ -22,29 +22,40 @@ from mergekit_yoyo.scores.results import UNSTATED, TaskResult
 # The metrics that are a share of right answers, whose error follows from the number of items.
 _PROPORTIONS = ("acc", "exact_match", UNSTATED)
 
+# A difference counts beyond 95 %.
+SIGNIFICANCE = 0.05
+MCNEMAR, FISHER, STUDENT = "McNemar's exact test", "Fisher's exact test", "Student's paired t"
+NORMAL, RANDOMIZATION = "a normal error", "approximate randomization"
+_DRAWS = 100_000
+
 ItemKey = tuple[int, str | None]
 
 
 @dataclass(frozen=True)
 class Difference:
-    """`value` = a - b with its standard error; `items` counts the pairs, None where unpaired."""
+    """a - b, and how sure it is.
+
+    value: a - b. stderr: its standard error, None where unknown. items: the pairs it was taken
+    from, None where unpaired. p_value: how likely one at least as large is between models that are
+    equally good (two-sided); None where unknown. test: which test says so. flips: on how many items
+    a is right and b wrong, and the reverse; None where items are not just right or wrong.
+    """
 
     value: float
     stderr: float | None
     items: int | None
+    p_value: float | None = None
+    test: str = ""
+    flips: tuple[int, int] | None = None
 
     @property
     def paired(self) -> bool:
         return self.items is not None
 
     @property
-    def exceeds_error(self) -> bool:
-        """Whether it is larger than its standard error, if that is known.
-
-        One flipped item of n gives a difference and an error of exactly 1/n: rounding must not
-        make that a lead.
-        """
-        return self.stderr is not None and abs(self.value) > self.stderr * (1 + 1e-9)
+    def differs(self) -> bool:
+        """Whether the two are told apart beyond 95 %."""
+        return self.p_value is not None and self.p_value < SIGNIFICANCE
 
 
 def is_share(metric: str) -> bool:
@@ -79,14 +90,49 @@ def difference(a: TaskResult, b: TaskResult, metric: str) -> Difference:
     """a - b in `metric`, paired if both have samples of the same items, else unpaired."""
     scores_a, scores_b = item_scores(a, metric), item_scores(b, metric)
     if scores_a and scores_b and scores_a.keys() == scores_b.keys():
-        differences = [scores_a[key] - scores_b[key] for key in scores_a]
-        value = math.fsum(differences) / len(differences)
-        return Difference(value, mean_stderr(differences), len(differences))
+        right_or_wrong = {*scores_a.values(), *scores_b.values()} <= {0.0, 1.0}
+        gaps = [scores_a[key] - scores_b[key] for key in scores_a]
+        return paired_difference(gaps, right_or_wrong=right_or_wrong)
     value = a.metrics[metric].value - b.metrics[metric].value
     stderr_a, stderr_b = score_stderr(a, metric), score_stderr(b, metric)
     if stderr_a is None or stderr_b is None:
         return Difference(value, None, None)
-    return Difference(value, math.hypot(stderr_a, stderr_b), None)
+    stderr = math.hypot(stderr_a, stderr_b)
+    if is_share(metric) and a.items and b.items:
+        counts = [(round(t.metrics[metric].value * n), n) for t, n in ((a, a.items), (b, b.items))]
+        return Difference(value, stderr, None, fisher(*counts), FISHER)
+    return Difference(value, stderr, None, normal_p(value, stderr), NORMAL)
+
+
+def paired_difference(gaps: Sequence[float], *, right_or_wrong: bool) -> Difference:
+    """The mean of the differences a - b of two or more items, and McNemar's exact test of it, or
+    Student's for items that are not just right or wrong."""
+    count = len(gaps)
+    gained, lost = sum(gap > 0 for gap in gaps), sum(gap < 0 for gap in gaps)
+    value, stderr = math.fsum(gaps) / count, mean_stderr(gaps)
+    if right_or_wrong:
+        p_value = mcnemar(gained, lost)
+        return Difference(value, stderr, count, p_value, MCNEMAR, (gained, lost))
+    if not stderr:  # all differences are the same: only their signs are left to count
+        return Difference(value, stderr, count, mcnemar(gained, lost), MCNEMAR)
+    from scipy.stats import t
+
+    p_value = 2 * float(t.sf(abs(value) / stderr, count - 1))
+    return Difference(value, stderr, count, p_value, STUDENT)
+
+
+def normal_p(value: float, stderr: float) -> float:
+    """How likely a normal error of standard deviation `stderr` is at least as large as `value`."""
+    if not stderr:
+        return float(not value)
+    return math.erfc(abs(value) / stderr / math.sqrt(2))
+
+
+def fisher(a: tuple[int, int], b: tuple[int, int]) -> float:
+    """Fisher's exact test (two-sided) of two shares, each (right answers, items)."""
+    from scipy.stats import fisher_exact
+
+    return float(fisher_exact([[right, items - right] for right, items in (a, b)]).pvalue)
 
 
 def mcnemar(gained: int, lost: int) -> float:
@@ -109,6 +155,31 @@ def mean_of(values: Sequence[float], stderrs: Sequence[float | None]) -> tuple[f
     if len(known) < len(values):
         return mean, None
     return mean, math.hypot(*known) / len(values)
+
+
+def mean_difference(gaps: Sequence[Difference]) -> Difference:
+    """The mean over tasks of their differences.
+
+    Where every item is right or wrong in both models, its p is that of approximate randomization
+    (E. Noreen, 1989): each flipped item goes either way by chance, `_DRAWS` times, seeded. Else the
+    error is taken for normal.
+    """
+    value, stderr = mean_of([gap.value for gap in gaps], [gap.stderr for gap in gaps])
+    if stderr is None:
+        return Difference(value, None, None)
+    flips = [gap.flips for gap in gaps if gap.flips]
+    if len(flips) < len(gaps):
+        return Difference(value, stderr, None, normal_p(value, stderr), NORMAL)
+    import numpy as np
+
+    items = np.array([gap.items for gap in gaps])
+    flipped = np.array([sum(flip) for flip in flips])
+    gained = np.random.default_rng(0).binomial(flipped, 0.5, size=(_DRAWS, len(gaps)))
+    drawn = ((2 * gained - flipped) / items).mean(axis=1)
+    # A draw that is as uneven as what was seen counts, whatever rounding says.
+    uneven = int((np.abs(drawn) >= abs(value) - 1e-12).sum())
+    total = sum(gap.items or 0 for gap in gaps)
+    return Difference(value, stderr, total, (uneven + 1) / (_DRAWS + 1), RANDOMIZATION)
 
 
 def item_scores(task: TaskResult, metric: str) -> Mapping[ItemKey, float] | None:

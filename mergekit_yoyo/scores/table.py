@@ -1,7 +1,7 @@
 """The table of scores: one row a model, one column a task, and what may be read off it.
 
-The best of a column is marked only where it beats the runner-up by more than the standard error of
-their difference. Everything that makes rows not comparable stands in the table as a warning.
+The best of a column is marked only where it is told apart from every other row beyond 95 %.
+Everything that makes rows not comparable stands in the table as a warning.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -10,7 +10,13 @@ from dataclasses import dataclass, replace
 from mergekit_yoyo.errors import YoyoError, nearest
 from mergekit_yoyo.scores.comparability import find_notes, find_warnings
 from mergekit_yoyo.scores.results import UNSTATED, ModelResult
-from mergekit_yoyo.scores.statistics import Difference, difference, mean_of, score_stderr
+from mergekit_yoyo.scores.statistics import (
+    Difference,
+    difference,
+    mean_difference,
+    mean_of,
+    score_stderr,
+)
 from mergekit_yoyo.seven_tasks import SEVEN_TASKS
 
 # Length-normalized accuracy where the task has it: the metric of the published tables.
@@ -28,11 +34,19 @@ class Column:
 
 @dataclass(frozen=True)
 class Cell:
-    """A score with its standard error; `best` where the numbers bear that out."""
+    """A score with its standard error; `best` where the numbers bear that out.
+
+    lead: of the highest score of its column, the lead over the row that it is least told apart
+    from.
+    """
 
     value: float
     stderr: float | None
-    best: bool = False
+    lead: Difference | None = None
+
+    @property
+    def best(self) -> bool:
+        return self.lead is not None and self.lead.differs
 
 
 @dataclass(frozen=True)
@@ -46,7 +60,7 @@ class Row:
 
 @dataclass(frozen=True)
 class _Top:
-    """The first row of a column, and by how much it leads the second."""
+    """The first row of a column, and its lead over the row that it is least told apart from."""
 
     row: ModelResult
     lead: Difference
@@ -88,11 +102,11 @@ def build_table(
     columns = choose_columns(results, tasks, metrics)
     shown = [narrow(result, columns) for result in results]
     tops = {column.task: _top_of(column, shown) for column in columns}
-    complete = _averaged(columns, shown)
+    complete = averaged(columns, shown)
     top_mean = _top(
         complete,
         lambda row: _mean(row, columns).value,
-        lambda a, b: _mean_difference(a, b, columns),
+        lambda a, b: _mean_lead(a, b, columns),
     )
     rows = []
     for result, row in zip(results, shown, strict=True):
@@ -179,7 +193,7 @@ def _score(row: ModelResult, column: Column) -> Cell:
     return Cell(task.metrics[column.metric].value, score_stderr(task, column.metric))
 
 
-def _averaged(columns: Sequence[Column], rows: Sequence[ModelResult]) -> list[ModelResult]:
+def averaged(columns: Sequence[Column], rows: Sequence[ModelResult]) -> list[ModelResult]:
     """The rows with a mean: those that have every task, if all scores are shares, 1 the best."""
     shares = all(
         0 <= _score(row, column).value <= 1 and not column.lower_is_better
@@ -197,9 +211,9 @@ def _mean(row: ModelResult, columns: Sequence[Column]) -> Cell:
     return Cell(*mean_of([cell.value for cell in cells], [cell.stderr for cell in cells]))
 
 
-def _mean_difference(a: ModelResult, b: ModelResult, columns: Sequence[Column]) -> Difference:
+def _mean_lead(a: ModelResult, b: ModelResult, columns: Sequence[Column]) -> Difference:
     gaps = [difference(a.tasks[c.task], b.tasks[c.task], c.metric) for c in columns]
-    return Difference(*mean_of([gap.value for gap in gaps], [gap.stderr for gap in gaps]), None)
+    return mean_difference(gaps)
 
 
 def _top_of(column: Column, rows: Sequence[ModelResult]) -> _Top | None:
@@ -217,24 +231,31 @@ def _top(
     value: Callable[[ModelResult], float],
     compare: Callable[[ModelResult, ModelResult], Difference],
 ) -> _Top | None:
-    """The first row by `value` and its lead over the second; None for fewer than two rows."""
+    """The first row by `value` with its smallest lead; None for fewer than two rows."""
     ordered = sorted(rows, key=value, reverse=True)
-    return _Top(ordered[0], compare(ordered[0], ordered[1])) if len(ordered) > 1 else None
+    if len(ordered) < 2:
+        return None
+    leads = [compare(ordered[0], other) for other in ordered[1:]]
+    return _Top(
+        ordered[0], max(leads, key=lambda lead: 2.0 if lead.p_value is None else lead.p_value)
+    )
 
 
 def _mark(row: ModelResult, cell: Cell, top: _Top | None) -> Cell:
-    """`cell` marked the best if `row` leads, by more than the standard error of its lead."""
-    return replace(cell, best=top is not None and row is top.row and top.lead.exceeds_error)
+    """`cell` with its lead, if `row` is the first."""
+    return replace(cell, lead=top.lead) if top is not None and row is top.row else cell
 
 
 def _pairing(tops: Mapping[str, _Top | None]) -> list[str]:
-    """Which of the leads were taken item by item."""
-    compared = {task: top.lead.paired for task, top in tops.items() if top}
-    if not compared:
+    """Which of the leads were taken item by item, and the p of each."""
+    leads = {task: top.lead for task, top in tops.items() if top}
+    if not leads:
         return []
-    unpaired = [task for task, paired in compared.items() if not paired]
-    if not unpaired:
-        return ["leads compared item by item (paired)"]
-    if len(unpaired) == len(compared):
-        return ["leads compared as independent (unpaired: no scores of the same items)"]
-    return [f"leads compared item by item (paired), except for {', '.join(unpaired)} (unpaired)"]
+    unpaired = [task for task, lead in leads.items() if not lead.paired]
+    how = "item by item (paired)"
+    if len(unpaired) == len(leads):
+        how = "as independent (unpaired: no scores of the same items)"
+    elif unpaired:
+        how += f", except for {', '.join(unpaired)} (unpaired)"
+    shown = [f"{t} {lead.p_value:.2g}" for t, lead in leads.items() if lead.p_value is not None]
+    return [f"leads compared {how}" + (f"; p: {', '.join(shown)}" if shown else "")]
