@@ -29,7 +29,9 @@ from mergekit_yoyo.scores import (
     render_png,
     write_card,
 )
-from mergekit_yoyo.scores.results import Score
+from mergekit_yoyo.scores.plot import draw_table
+from mergekit_yoyo.scores.results import ModelResult, Score
+from mergekit_yoyo.scores.road import Stop, draw_road, stop_of
 from mergekit_yoyo.scores.statistics import difference, mcnemar, score_stderr
 
 SIZES = dict(zip(SEVEN_TASKS, (1172, 2376, 3270, 10042, 500, 1838, 1267), strict=True))
@@ -596,6 +598,105 @@ def test_png_has_a_green_dot_for_the_marked_only(tmp_path):
     assert green[6] > 100
 
 
+def test_png_has_a_title_intervals_one_scale_and_the_mean_apart():
+    figure = draw_table(build_table(read_results([PUBLISHED])))
+    assert figure.get_suptitle() == "Benchmark scores"
+    *tasks, mean = figure.axes
+    names = list(published())
+    for axis, (task, size) in zip(tasks, SIZES.items(), strict=True):
+        assert axis.get_title() == task
+        dots = {line.get_ydata()[0]: line.get_xdata()[0] for line in axis.lines}
+        bars = {
+            path.vertices[0, 1]: path.vertices[:, 0]
+            for bar in axis.collections
+            for path in bar.get_paths()
+        }
+        for place, name in enumerate(names):
+            score = published()[name][task]
+            reach = 1.96 * math.sqrt(score * (1 - score) / (size - 1))
+            assert dots[place] == score
+            assert bars[place] == pytest.approx([score - reach, score + reach], abs=1e-5)
+            low, high = axis.get_xlim()
+            assert low < score - reach
+            assert score + reach < high
+    spans = [high - low for low, high in (axis.get_xlim() for axis in figure.axes)]
+    assert spans == pytest.approx([spans[0]] * 8)
+    assert mean.get_title() == "mean"
+    figure.canvas.draw()
+    left, right = max(axis.get_position().x1 for axis in tasks), mean.get_position().x0
+    assert right > left
+    assert mean.get_facecolor() != tasks[0].get_facecolor()
+
+
+def test_metrics_that_are_no_share_have_a_scale_of_their_own(tmp_path):
+    for name, value in (("a", 20.0), ("b", 30.0)):
+        wiki = {"wiki": [value + noise / 9 for noise in range(9)]}
+        write_result(tmp_path / name, wiki, metrics=["word_perplexity"], lower_is_better=True)
+        write_result(tmp_path / name, {"piqa": answers(40, 0.5, 1)}, date="2026-11-25T10-00-00")
+    table = build_table(read_results([tmp_path]), ["wiki", "piqa"])
+    wiki, piqa = (axis.get_xlim() for axis in draw_table(table).axes)
+    assert wiki[1] - wiki[0] > 10
+    assert piqa[1] - piqa[0] < 1
+
+
+@pytest.mark.parametrize(
+    ("name", "label", "stop"),
+    [
+        ("V5-qx86x-hi", None, ("V5", "qx86x-hi")),
+        ("V3-mxfp4", None, ("V3", "mxfp4")),
+        ("Qwen3-30B-A3B-YOYO-V5-qx64-hi-mlx", None, ("Qwen3-30B-A3B-YOYO-V5", "qx64-hi-mlx")),
+        ("merged-q8", "8-bit g64", ("merged", "q8")),
+        ("merged-4bit", None, ("merged", "4bit")),
+        ("model.Q4_K_M", None, ("model", "Q4_K_M")),
+        ("V4", "bfloat16", ("V4", "bfloat16")),
+        ("V4", None, ("V4", "as published")),
+        ("Qwen3-30B-A3B", None, ("Qwen3-30B-A3B", "as published")),
+    ],
+)
+def test_version_and_quantization_are_told_by_the_name(name, label, stop):
+    assert stop_of(ModelResult(name, Path(), {}, quantization=label)) == Stop(*stop)
+
+
+def test_the_road_goes_through_the_published_scores(tmp_path):
+    figure = draw_road(build_table(read_results([PUBLISHED])))
+    assert figure.get_suptitle() == "The road from V3 to V5"
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == [
+        "mxfp4",
+        "qx86-hi",
+        "qx86x-hi",
+    ]
+    easy = figure.axes[1]
+    assert [label.get_text() for label in easy.get_xticklabels()] == ["V3", "V4", "V5"]
+    segments = [
+        (line.get_ydata(), line.get_linestyle())
+        for line in easy.lines
+        if len(line.get_xdata()) == 2 and line.get_linestyle() != "None"
+    ]
+    known = {name: row["arc_easy"] for name, row in published().items()}
+    # V4 has no qx86-hi: the line passes it over, and says so.
+    assert [(list(ys), style) for ys, style in segments] == [
+        ([known["V3-qx86-hi"], known["V5-qx86-hi"]], "--"),
+        ([known["V4-qx86x-hi"], known["V5-qx86x-hi"]], "-"),
+    ]
+    points = [list(line.get_ydata()) for line in easy.lines if line.get_linestyle() == "None"]
+    assert [known["V3-mxfp4"]] in points
+    spans = [high - low for low, high in (axis.get_ylim() for axis in figure.axes)]
+    assert spans == pytest.approx([spans[0]] * 8)
+    out = tmp_path / "road.png"
+    assert scores(PUBLISHED, "--road", out).exit_code == 0
+    assert imread(out).shape[0] > 500
+
+
+def test_the_road_of_results_takes_their_quantization(tmp_path):
+    for version, right in (("V1", 0.4), ("V2", 0.6)):
+        for label in ("bfloat16", "4-bit g64"):
+            name = version if label == "bfloat16" else f"{version}-q4"
+            config = {"config": {"quantization": {"label": label}}}
+            write_result(tmp_path / name, {"piqa": answers(90, right, 1)}, **config)
+    figure = draw_road(build_table(read_results([tmp_path])))
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["bfloat16", "q4"]
+
+
 CARD = """\
 ---
 license: apache-2.0
@@ -834,6 +935,10 @@ def test_flipped_items_are_written_on_request(tmp_path):
         (["a", "--out", "nowhere/t.md"], "--out nowhere/t.md: no folder nowhere"),
         (["a", "--card", "nowhere"], "--card nowhere: no such folder"),
         (["a", "--card", "empty"], "no row of the table is this model; expected one named empty"),
+        (["a", "--road", "r.png"], "a road needs two versions; got a only. Rows are told apart by"),
+        (["a", "b", "--name", "a=v-q4", "--name", "b=v_q4", "--road", "r.png"], "are both version"),
+        (["a", "--road", "r.pdf"], "--road r.pdf: expected a .png file"),
+        (["a", "b", "--compare", "a", "b", "--road", "r.png"], "leave out --out and --card and"),
         (["a", "--eval-results"], "--eval-results needs --card FOLDER"),
         (["a", "--items", "x"], "--items needs --compare A B"),
         (["a", "--compare", "a", "zz"], "--compare zz: no such row. Did you mean a?"),

@@ -19,6 +19,7 @@ from mergekit_yoyo.scores import (
     render_csv,
     render_markdown,
     render_png,
+    render_road,
     render_terminal,
 )
 from mergekit_yoyo.staging import write_files
@@ -39,6 +40,12 @@ _RENDERERS: dict[str, Callable[[Table], bytes]] = {
     multiple=True,
     type=click.Path(path_type=Path, dir_okay=False),
     help="Write the table to a .md, .csv or .png file; may be repeated.",
+)
+@click.option(
+    "--road",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE.png",
+    help="Draw each task over the versions of rows named VERSION-QUANTIZATION, in their order.",
 )
 @click.option("--tasks", metavar="TASK,...", help="Only these columns, in this order.")
 @click.option(
@@ -74,6 +81,7 @@ _RENDERERS: dict[str, Callable[[Table], bytes]] = {
 def command(
     paths: tuple[Path, ...],
     outs: tuple[Path, ...],
+    road: Path | None,
     tasks: str | None,
     metrics: tuple[str, ...],
     names: tuple[str, ...],
@@ -87,6 +95,8 @@ def command(
 
     The best of a column is marked only where it is told apart from every other row beyond 95 %.
     """
+    if road and road.suffix != ".png":
+        raise YoyoError(f"--road {road}: expected a .png file.")
     for out in outs:
         if out.suffix not in _RENDERERS:
             raise YoyoError(f"--out {out}: expected one of {', '.join(_RENDERERS)}.")
@@ -96,10 +106,10 @@ def command(
         raise YoyoError("--eval-results needs --card FOLDER.")
     if items and not pair:
         raise YoyoError("--items needs --compare A B.")
-    if pair and (outs or card):
+    if pair and (outs or card or road):
         raise YoyoError(
-            "--compare shows two rows and writes no table: leave out --out and --card, or run "
-            "scores again for them."
+            "--compare shows two rows and writes no table: leave out --out and --card and --road, "
+            "or run scores again for them."
         )
     results = read_results(paths, _pairs("--name", names))
     columns = [task.strip() for task in tasks.split(",")] if tasks else None
@@ -118,6 +128,8 @@ def command(
         return
     table = build_table(results, columns, chosen)
     files = {out: _RENDERERS[out.suffix](table) for out in outs}
+    if road:
+        files[road] = render_road(table)
     notes: Sequence[str] = ()
     if card:
         prepared = prepare_card(table, card, eval_results=eval_results)

@@ -11,6 +11,7 @@ from mergekit_yoyo.scores.render import (
     render_terminal,
 )
 from mergekit_yoyo.scores.results import ModelResult
+from mergekit_yoyo.scores.road import render_road
 from mergekit_yoyo.scores.table import Table, build_table
 from mergekit_yoyo.seven_tasks import SEVEN_TASKS
 
@@ -29,6 +30,7 @@ __all__ = [
     "render_csv",
     "render_markdown",
     "render_png",
+    "render_road",
     "render_terminal",
     "write_card",
 ]

@@ -1,77 +1,88 @@
-"""The table as a PNG: a dot and its standard error for each model, one panel a task."""
+"""The table as a PNG: for each model a dot and its 95 % interval, one panel a task."""
 
-from io import BytesIO
-from textwrap import wrap
+from typing import TYPE_CHECKING
 
-from mergekit_yoyo.errors import YoyoError
-from mergekit_yoyo.install import install_line
-from mergekit_yoyo.scores.table import Cell, Table
+from mergekit_yoyo.scores.panels import (
+    FAINT,
+    INK,
+    draw_grid,
+    is_first_of_line,
+    limits_of,
+    panels_of,
+    scale_note,
+    to_png,
+)
+from mergekit_yoyo.scores.table import Table
 
-_PANELS_PER_LINE = 4
-_LETTERS_PER_INCH = 14  # of the footer
-_INK, _BEST, _FAINT = "#444444", "#0a7d4f", "#dddddd"
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_BEST = "#0a7d4f"
 
 
 def render_png(table: Table) -> bytes:
-    """Draw `table`: axes fit to the scores, not from zero, each with its own scale.
+    """The picture of `draw_table` as a file.
 
     Raises:
         YoyoError: matplotlib (extra `report`) is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-        from matplotlib.ticker import MaxNLocator
-    except ImportError as error:
-        raise YoyoError(f"a PNG needs matplotlib: {install_line('report')}") from error
-    panels: list[tuple[str, list[Cell | None]]] = []
-    for column in table.columns:
-        title = f"{column.task}\n{column.metric}"
-        title += " (lower is better)" if column.lower_is_better else ""
-        panels.append((title, [row.cells.get(column.task) for row in table.rows]))
-    if table.has_mean:
-        panels.append((f"mean\nof {len(table.columns)} tasks", [row.mean for row in table.rows]))
-    width = min(len(panels), _PANELS_PER_LINE)
-    height = -(-len(panels) // width)
+    return to_png(draw_table(table))
+
+
+def draw_table(table: Table) -> "Figure":
+    """Draw a panel a task, and the mean apart from them.
+
+    Raises:
+        YoyoError: as for `render_png`.
+    """
+    panels = panels_of(table)
+    limits = limits_of(panels)
     names = [row.result.name for row in table.rows]
-    inches = 0.08 * max(map(len, names)) + 2.3 * width
     footer = [f"Warning: {warning}" for warning in table.warnings]
-    footer += ["bars: ± one standard error; filled green: leads every other row beyond 95 %"]
-    footer += table.notes
-    lines = [part for line in footer for part in wrap(line, int(_LETTERS_PER_INCH * inches))]
-    figure = Figure(
-        figsize=(inches, height * (0.9 + 0.28 * len(names)) + 0.19 * len(lines) + 0.2),
-        layout="constrained",
+    footer += ["dot: score; bar: 95 % interval; filled green: leads every other row beyond 95 %"]
+    footer += [note for note in (scale_note(panels, limits), *table.notes) if note]
+    figure, axes = draw_grid(
+        panels,
+        title="Benchmark scores",
+        footer=footer,
+        panel_inches=(2.2, 0.75 + 0.27 * len(names)),
+        left_inches=0.35 + 0.075 * max(map(len, names)),
+        share="y",
     )
-    axes = figure.subplots(height, width, sharey=True, squeeze=False)
+    from matplotlib.ticker import MaxNLocator
+
     positions = range(len(names))
-    for panel, ((title, cells), axis) in enumerate(zip(panels, axes.flat, strict=False)):
-        axis.set_title(title, fontsize=9)
-        axis.grid(axis="x", color=_FAINT, linewidth=0.8)
-        axis.set_axisbelow(True)
-        axis.spines[["top", "right", "left"]].set_visible(False)
-        axis.tick_params(axis="y", length=0, labelsize=9)
-        axis.tick_params(axis="x", labelsize=8)
+    for number, (panel, (low, high), axis) in enumerate(zip(panels, limits, axes, strict=True)):
+        axis.set_xlim(low, high)
+        axis.grid(axis="x", color=FAINT, linewidth=0.8)
         axis.xaxis.set_major_locator(MaxNLocator(3))
-        for position, cell in zip(positions, cells, strict=True):
+        axis.spines["left"].set_visible(False)
+        axis.tick_params(axis="y", length=0, labelleft=is_first_of_line(number, panel))
+        for position, cell in zip(positions, panel.cells, strict=True):
             if cell is None:
                 continue
-            color = _BEST if cell.best else _INK
-            axis.errorbar(
+            color = _BEST if cell.best else INK
+            if cell.stderr is not None:
+                axis.hlines(position, *panel.interval(cell), color=color, linewidth=1.4)
+            axis.plot(
                 cell.value,
                 position,
-                xerr=cell.stderr,
-                fmt="o",
-                markersize=6,
+                "o",
+                markersize=5.5,
                 color=color,
                 markerfacecolor=color if cell.best else "white",
-                elinewidth=1.4,
             )
-        if panel % width == 0:
-            axis.set_yticks(positions, names)
-            axis.set_ylim(len(names) - 0.4, -0.6)
-    for axis in list(axes.flat)[len(panels) :]:
-        axis.set_visible(False)
-    figure.supxlabel("\n".join(lines), fontsize=8, x=0.01, ha="left", color=_INK)
-    png = BytesIO()
-    figure.savefig(png, dpi=160, format="png")
-    return png.getvalue()
+            axis.annotate(
+                f"{cell.value:.3f}",
+                (1.0, position),
+                (3, 0),
+                xycoords=axis.get_yaxis_transform(),
+                textcoords="offset points",
+                va="center",
+                fontsize=7,
+                color=color,
+                fontweight="bold" if cell.best else "normal",
+            )
+    axes[0].set_yticks(positions, names)
+    axes[0].set_ylim(len(names) - 0.4, -0.6)
+    return figure

@@ -73,7 +73,13 @@ class Table:
     columns: Sequence[Column]
     rows: Sequence[Row]
     warnings: Sequence[str]
-    notes: Sequence[str]
+    setup_notes: Sequence[str]
+    lead_notes: Sequence[str]
+
+    @property
+    def notes(self) -> list[str]:
+        """How the scores came about, then how their leads were compared."""
+        return [*self.setup_notes, *self.lead_notes]
 
     @property
     def has_mean(self) -> bool:
@@ -118,8 +124,8 @@ def build_table(
         mean = _mark(row, _mean(row, columns), top_mean) if row in complete else None
         rows.append(Row(result, cells, mean))
     shown_tasks = [column.task for column in columns]
-    notes = find_notes({c.task: c.metric for c in columns}, results) + _pairing(tops)
-    return Table(columns, rows, find_warnings(shown_tasks, results), notes)
+    notes = find_notes({c.task: c.metric for c in columns}, results)
+    return Table(columns, rows, find_warnings(shown_tasks, results), notes, _pairing(tops))
 
 
 def choose_columns(
