@@ -51,6 +51,7 @@ ALLOWED = {
         "mergekit",
         "transformers",
     },
+    "tuning": {"tuning", "text", "model", "method", "algorithm", "mergekit", "transformers"},
     "inspection": {
         "algorithm",
         "inspection",
@@ -71,7 +72,16 @@ ALLOWED = {
         "transformers",
     },
 }
-CAPABILITIES = {"inspection", "finish", "mlx", "report", "evaluation", "scores", "merging"}
+CAPABILITIES = {
+    "inspection",
+    "finish",
+    "mlx",
+    "report",
+    "evaluation",
+    "scores",
+    "merging",
+    "tuning",
+}
 LARGE = {"mergekit", "transformers", "mlx_lm", "lm_eval", "click"}
 
 

@@ -15,6 +15,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "doctor": ("mergekit_yoyo.cli.doctor", "Say whether mergekit knows yoyo_fusion."),
     "merge": ("mergekit_yoyo.cli.merge", "Merge: look, all cores, finish; goes on after a crash."),
     "inspect": ("mergekit_yoyo.cli.inspect", "Look at a merge before it is run."),
+    "tune": ("mergekit_yoyo.cli.tune", "Find the strength of a merge, without data."),
     "report": ("mergekit_yoyo.cli.report", "Show what a merge did: summary, page, pictures."),
     "finish": ("mergekit_yoyo.cli.finish", "Make a merge look like the models that went in."),
     "mlx": ("mergekit_yoyo.cli.mlx", "Convert a merge to a quantized MLX model, verified."),
