@@ -108,7 +108,7 @@ def tune(
         )
         notes += subjects.notes
         outcome = _search(recipe, keys, bench, how, work, notes, subjects, progress)
-        written = _write(outcome, output)
+        written = _write(outcome, output, progress)
     shutil.rmtree(_work_of(output), ignore_errors=True)
     return Tuned(outcome, written)
 
@@ -188,14 +188,19 @@ def _beside(
     return found
 
 
-def _write(outcome: Outcome, output: Path) -> tuple[Path, ...]:
+def _write(outcome: Outcome, output: Path, progress: Progress) -> tuple[Path, ...]:
     text, kept = tuned_text(outcome.recipe, outcome.setting, outcome.remarks())
     if not kept:
         text = text.replace(
             "\n\n", "\n# note: the comments of the given YAML could not be kept\n\n", 1
         )
     files = {output: text.encode()}
-    if (picture := render_picture(outcome)) is not None:
+    try:
+        picture = render_picture(outcome)
+    except YoyoError as error:  # no matplotlib: what hours have found is written all the same
+        progress.say(f"note: {error}")
+        picture = None
+    if picture is not None:
         files[output.with_suffix(".png")] = picture
     write_files(files)
     return tuple(files)
