@@ -45,6 +45,7 @@ ALLOWED = {
         "model",
         "planning",
         "method",
+        "record",
         "progress",
         "staging",
         "errors",

@@ -20,6 +20,7 @@ from finish_fixtures import (
 )
 
 from mergekit_yoyo.cli import main
+from mergekit_yoyo.record.reading import read_record
 
 LISTED = "merge_method: {method}\nmodels:\n{models}"
 
@@ -315,8 +316,8 @@ def merge(*arguments: object) -> tuple[int, str]:
     return result.exit_code, result.output
 
 
-def begun(file: Path, target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A merge that was interrupted after its first part."""
+def begun(file: Path, target: Path, monkeypatch: pytest.MonkeyPatch, parts: int = 1) -> None:
+    """A merge that was interrupted as soon as so many parts were in its journal."""
     from mergekit_yoyo.merging import executor
 
     with monkeypatch.context() as patch:
@@ -324,7 +325,7 @@ def begun(file: Path, target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
         def interrupt(journal: executor.Journal, line: object) -> None:
             append(journal, line)
-            if len(journal.done) == 1:
+            if len(journal.done) == parts:
                 raise KeyboardInterrupt
 
         patch.setattr(executor.Journal, "append", interrupt)
@@ -333,6 +334,40 @@ def begun(file: Path, target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         )
         assert result.exit_code != 0
         assert not target.exists()
+
+
+def record_lines(file: Path) -> tuple[dict, list[dict]]:
+    head, *lines = map(json.loads, file.read_text().splitlines())
+    del head["started"]
+    return head, sorted(lines, key=lambda line: str(line["name"]))
+
+
+def test_the_record_is_that_of_mergekit_whoever_computes_and_however_often_it_stops(
+    inputs: dict[str, list[Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of one process of mergekit-yaml's, of two workers, and of two runs."""
+    options = ["--no-finish", "--force", "--out-shard-size", "20k"]
+    record = tmp_path / "record.jsonl"
+    text = merge_yaml("yoyo_fusion", inputs["qwen3_moe"], f"parameters: {{report: {record}}}\n")
+    assert not any(run_mergekit({tmp_path / "theirs": text}, tmp_path).values())
+    whole = record_lines(record)
+    assert len(whole[1]) > 20
+    assert whole[0]["yaml"].splitlines()[0] == "merge_method: yoyo_fusion"
+    record.unlink()
+    failed = run_ours({tmp_path / "ours": text}, tmp_path, [*options, "--workers", "2"])
+    assert not any(failed.values()), failed
+    assert record_lines(record) == whole
+
+    file, target = tmp_path / "merge.yml", tmp_path / "twice"
+    file.write_text(text)
+    begun(file, target, monkeypatch, parts=2)
+    read = read_record(record)  # of the first part: the second was journaled only
+    assert read.tensors
+    assert len(read.tensors) + read.missing == whole[0]["tensors"]
+    record.write_text("of an earlier merge")
+    failed = run_ours({target: text}, tmp_path, ["--workers", "1", "--out-shard-size", "20k"])
+    assert not any(failed.values()), failed
+    assert record_lines(record) == whole
 
 
 def test_what_changed_is_said_and_fresh_begins_anew(

@@ -29,6 +29,7 @@ from mergekit_yoyo.merging.worker import UNFINISHED, Job, check_unchanged
 from mergekit_yoyo.merging.workers import Crew
 from mergekit_yoyo.model.checkpoint import INDEX_FILE
 from mergekit_yoyo.progress import Progress
+from mergekit_yoyo.record import recorder
 from mergekit_yoyo.staging import check_disk_space
 
 # Options of mergekit that change how fast a merge is, not what it is.
@@ -105,9 +106,12 @@ class PartExecutor:
         self._progress.begin(f"merging {len(jobs)} parts", total, "bytes")
         for k, (job, done) in enumerate(self._crew.run(jobs, self._progress.advance), start=1):
             self._journal.append(done)
+            self._write_records(parts)
             self._progress.say(f"part {k} of {len(jobs)}: {job.part.file}")
         check_unchanged(inputs)
         self._write_index(parts)
+        for report in self._write_records(parts):
+            recorder.forget(report)
         for target in self._targets:
             if not isinstance(target, BuildTokenizer):
                 yield target, None
@@ -172,6 +176,17 @@ class PartExecutor:
         for file in self._folder.glob(f".*{UNFINISHED}"):
             file.unlink(missing_ok=True)
         return uuid4().hex[:8]
+
+    def _write_records(self, parts: Sequence[Part]) -> list[str]:
+        """Write the records of the merge as far as it is done, in the order of the parts."""
+        found: recorder.Collected = {}
+        for part in parts:
+            done = self._journal.done.get(part.file)
+            for report, lines in (done.records if done else {}).items():
+                found.setdefault(report, []).extend(lines)
+        for report, lines in found.items():
+            recorder.assemble(report, lines)
+        return list(found)
 
     def _write_index(self, parts: Sequence[Part]) -> None:
         done = {part.file: self._journal.done[part.file] for part in parts}

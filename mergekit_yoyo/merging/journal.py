@@ -13,6 +13,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mergekit_yoyo.errors import YoyoError
+from mergekit_yoyo.record.recorder import Collected
 
 Stage = Literal["merged", "finished", "placing"]
 
@@ -43,12 +44,14 @@ class Layout(_Line):
 
 
 class DonePart(_Line):
-    """A part that is on the disk. tensors: bytes by name. checksum: CRC-32 of each, by name."""
+    """A part that is on the disk. tensors: bytes by name. checksum: CRC-32 of each, by name.
+    records: the lines of each record of the merge."""
 
     line: Literal["part"] = "part"
     file: str
     tensors: dict[str, int]
     checksum: dict[str, int]
+    records: Collected = {}
 
 
 class Reached(_Line):

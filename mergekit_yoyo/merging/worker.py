@@ -21,6 +21,7 @@ from mergekit_yoyo.merging.parts import Output, Part
 from mergekit_yoyo.merging.stored import FileIdentity, file_identity
 from mergekit_yoyo.model.checkpoint import TensorInfo
 from mergekit_yoyo.model.writing import ShardFile
+from mergekit_yoyo.record import recorder
 
 UNFINISHED = ".unfinished"
 
@@ -62,10 +63,12 @@ def run_job(job: Job, device: str, tell: Callable[[int], None]) -> DonePart:
 
     open_inputs(job.models)
     unfinished = job.folder / f".{job.part.file}.{job.run}{UNFINISHED}"
-    try:
-        tensors = _stream(job, options, unfinished, tell)
-    except UnforeseenError:
-        tensors = _hold(job, options, unfinished, tell)
+    with recorder.collecting() as records:
+        try:
+            tensors = _stream(job, options, unfinished, tell)
+        except UnforeseenError:
+            records.clear()
+            tensors = _hold(job, options, unfinished, tell)
     check_unchanged(job.inputs)
     with unfinished.open("rb") as written:
         os.fsync(written.fileno())
@@ -75,6 +78,7 @@ def run_job(job: Job, device: str, tell: Callable[[int], None]) -> DonePart:
         file=job.part.file,
         tensors={name: size for name, (size, _) in tensors.items()},
         checksum={name: check for name, (_, check) in tensors.items()},
+        records=records,
     )
 
 

@@ -95,7 +95,7 @@ def _quantized_in(file: Path, changed: int) -> str | None:
     return None
 
 
-def check_task(task: Any) -> None:
+def check_task(task: Any, yaml: str) -> None:
     """Refuse a task of a plan, if mergekit would build its tensor from the wrong inputs.
 
     Raises MergeError for a tensor that would get fewer models than its slice has, for `center:
@@ -105,7 +105,7 @@ def check_task(task: Any) -> None:
     check_all_models_gathered(task)
     _check_anchor(task)
     _check_model_class(task)
-    _plan_record(task)
+    _plan_record(task, yaml)
     for sentence in without_effect(dict(task.parameters.items())):
         _warn(sentence)
 
@@ -153,7 +153,7 @@ def _check_model_class(task: Any) -> None:
             prepare_kinds(task.model_order[0])
 
 
-def _plan_record(task: Any) -> None:
+def _plan_record(task: Any, yaml: str) -> None:
     if report := task.parameters["report"]:
         with refusals():
             recorder.plan(
@@ -162,6 +162,7 @@ def _plan_record(task: Any) -> None:
                 [str(model) for model in task.model_order],
                 None if task.base_model is None else str(task.base_model),
                 optional=task.output_weight.optional,
+                yaml=yaml,
             )
 
 

@@ -74,12 +74,13 @@ def notes_on(planner: Any) -> list[str]:
     return [] if repair is None else repair.notes
 
 
-def install(refuse: Callable[[str], Exception], check: Callable[[Any], None]) -> None:
+def install(refuse: Callable[[str], Exception], check: Callable[[Any, str], None]) -> None:
     """Wrap mergekit's planner. Harmless if it is wrapped already.
 
     Args:
         refuse: makes the exception that a plan is refused with, of its sentence.
-        check: refuses a task of `METHODS` by raising; called for each before a tensor is read.
+        check: refuses a task of `METHODS` by raising; called for each, with the YAML of the merge,
+            before a tensor is read.
     """
     from mergekit.plan import MergePlanner
 
@@ -120,7 +121,7 @@ def _whole(
     plan: Callable[[Any], None],
     plan_tensor: Callable[..., None],
     refuse: Callable[[str], Exception],
-    check: Callable[[Any], None],
+    check: Callable[[Any, str], None],
 ) -> Callable[[Any], None]:
     """`MergePlanner._plan`, after which nothing is lost, or the merge is refused."""
 
@@ -130,15 +131,16 @@ def _whole(
         if mode is None:
             plan(planner)
             return
+        yaml = planner.config.to_yaml()  # as it is before the planner rewrites it
         if mode == "mends":
             planner._repair = Repair(planner, plan_tensor)
         try:
             plan(planner)
             planned = [task for _, task in planner._tensors]
-            _check(planned, check)
+            _check(planned, check, yaml)
             if mode == "mends":
                 planner._account = planner._repair.plan_rest()
-                _check([task for _, task in planner._tensors[len(planned) :]], check)
+                _check([task for _, task in planner._tensors[len(planned) :]], check, yaml)
                 planner._repair.tell_config()
             else:
                 planner._account = account(planned, layers_of(planner), readers_of(planner))
@@ -150,10 +152,10 @@ def _whole(
     return whole
 
 
-def _check(tasks: list[Any], check: Callable[[Any], None]) -> None:
+def _check(tasks: list[Any], check: Callable[[Any, str], None], yaml: str) -> None:
     for task in tasks:
         if task.method_name in METHODS:
-            check(task)
+            check(task, yaml)
 
 
 def _checked(plan_tensor: Callable[..., None]) -> Callable[..., None]:

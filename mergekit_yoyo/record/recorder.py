@@ -2,11 +2,13 @@
 
 A merge method has neither a beginning nor an end in mergekit: the file is opened at the first
 tensor, each line is flushed, and the end is the end of the process. Tensors may come from several
-threads at once.
+threads at once. Where several processes merge, each collects its lines, and one of them assembles
+the record.
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -16,6 +18,7 @@ from typing import TextIO
 
 from mergekit_yoyo.errors import YoyoError
 from mergekit_yoyo.record.schema import Header, Scalar, TensorLine
+from mergekit_yoyo.staging import write_files
 
 _PACKAGES = ("mergekit-yoyo", "mergekit", "torch", "transformers")
 
@@ -26,6 +29,7 @@ class _Record:
 
     path: Path
     base: str | None = None
+    yaml: str | None = None
     inputs: dict[str, None] = field(default_factory=dict)
     required: set[str] = field(default_factory=set)
     written: set[str] = field(default_factory=set)
@@ -33,16 +37,26 @@ class _Record:
     header: Header | None = None
 
 
+Collected = dict[str, list[TensorLine]]  # lines by the path of their record
+
 _records: dict[Path, _Record] = {}
+_collected: Collected | None = None
 _lock = Lock()
 
 
 def plan(
-    report: str, tensor: str, inputs: Sequence[str], base: str | None, *, optional: bool
+    report: str,
+    tensor: str,
+    inputs: Sequence[str],
+    base: str | None,
+    *,
+    optional: bool,
+    yaml: str | None = None,
 ) -> None:
     """Take note of a tensor that will be merged, so that the header can tell of all.
 
-    report: the path, as the user wrote it. optional: models may lack the tensor.
+    report: the path, as the user wrote it. optional: models may lack the tensor. yaml: of the
+    merge.
 
     Raises YoyoError if the tensor is in that record already (a second merge in one process), or if
     no file can be written there.
@@ -52,20 +66,24 @@ def plan(
         _check_new(record, tensor)
         if not record.inputs:
             _check_writable(record.path)
-        record.base = base
+        record.base, record.yaml = base, yaml
         record.inputs |= dict.fromkeys(inputs)
         if not optional:
             record.required.add(tensor)
 
 
 def write(report: str, line: TensorLine) -> None:
-    """Append a tensor's line; the first one opens the file and writes the header.
+    """Append a tensor's line; the first one opens the file and writes the header. Within
+    `collecting` it is kept instead.
 
     line: with all its inputs and parameters; those that repeat the header are left out.
 
     Raises YoyoError for a tensor that is in the record already, or if it cannot be written.
     """
     with _lock:
+        if _collected is not None:
+            _collected.setdefault(report, []).append(line)
+            return
         record = _record(report)
         _check_new(record, line.name)
         try:
@@ -77,11 +95,45 @@ def write(report: str, line: TensorLine) -> None:
             record.file.write(_shortened(line, record.header) + "\n")
             record.file.flush()
         except OSError as error:
-            raise YoyoError(
-                f"report: {record.path} cannot be written ({error.strerror}). "
-                "Choose another path, or leave report out."
-            ) from error
+            raise _unwritable(record, error) from error
         record.written.add(line.name)
+
+
+@contextmanager
+def collecting() -> Iterator[Collected]:
+    """Keep the lines that are written meanwhile, for `assemble`: this process merges one part of
+    several."""
+    global _collected
+    with _lock:
+        lines: Collected = {}
+        _collected = lines
+    try:
+        yield lines
+    finally:
+        with _lock:
+            _collected = None
+
+
+def assemble(report: str, lines: Sequence[TensorLine]) -> None:
+    """Write a record whole: of `lines` that were collected, in their order, and what was planned.
+
+    Raises YoyoError if it cannot be written; what was there is left as it was.
+    """
+    with _lock:
+        record = _record(report)
+        record.header = record.header or _header(record, lines[0])
+        text = [record.header.model_dump_json(), *(_shortened(x, record.header) for x in lines)]
+        try:
+            record.path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise _unwritable(record, error) from error
+        write_files({record.path: "".join(f"{line}\n" for line in text).encode()})
+
+
+def forget(report: str) -> None:
+    """Take no more note of a record: the next merge that writes it is another one."""
+    with _lock:
+        _records.pop(_record(report).path)
 
 
 def _record(report: str) -> _Record:
@@ -95,6 +147,13 @@ def _check_new(record: _Record, tensor: str) -> None:
             f"report: {record.path} already holds {tensor}, from a merge of this process. "
             "Give each merge a path of its own."
         )
+
+
+def _unwritable(record: _Record, error: OSError) -> YoyoError:
+    return YoyoError(
+        f"report: {record.path} cannot be written ({error.strerror}). "
+        "Choose another path, or leave report out."
+    )
 
 
 def _check_writable(path: Path) -> None:
@@ -112,6 +171,7 @@ def _header(record: _Record, line: TensorLine) -> Header:
         inputs=list(record.inputs or line.inputs or ()),
         base=record.base,
         tensors=len(record.required) or None,
+        yaml=record.yaml,
         parameters=line.parameters,
     )
 

@@ -46,7 +46,8 @@ class Header(_Line):
     first tensor. inputs: the models' names as in the YAML; those of all slices, where mergekit
     planned the merge. base: the name of base_model. tensors: how many lines a finished merge has at
     least (tensors that a model may lack are not counted), null if nobody planned it. parameters:
-    the options of the first tensor.
+    the options of the first tensor. yaml: of the merge as mergekit understood it, null if nobody
+    planned it.
     """
 
     line: Literal["header"] = "header"
@@ -57,6 +58,7 @@ class Header(_Line):
     base: str | None = None
     tensors: int | None = None
     parameters: dict[str, Scalar]
+    yaml: str | None = None
 
 
 class Finding(_Line):
