@@ -99,9 +99,12 @@ def command(
       mergekit-yoyo tune merge.yml -o tuned.yml
       mergekit-yoyo tune merge.yml --text code=a.py --text prose=b.txt
     """
+    from transformers.utils import logging as transformers_logging
+
     from mergekit_yoyo.text import Writing, parse_texts
     from mergekit_yoyo.tuning import Search, Texts, tune
 
+    transformers_logging.disable_progress_bar()  # it would draw over ours
     output = old_output or output
     folder = texts_folder or output.with_name(f"{output.stem}-texts")
     on = _device(device)

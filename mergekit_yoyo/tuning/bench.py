@@ -185,7 +185,8 @@ class Budget:
         if len(self._counted) >= self._left:
             self.ended_by = f"{self._left} candidates"
             raise Exhausted
-        if self._end is not None and time.monotonic() > self._end:
+        # whatever the time, the given YAML itself is measured
+        if self._counted and self._end is not None and time.monotonic() > self._end:
             self.ended_by = "the time given"
             raise Exhausted
         self._counted.add(key)

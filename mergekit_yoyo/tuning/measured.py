@@ -82,6 +82,6 @@ def mean_of(values: Mapping[str, Array]) -> Figure:
     """Mean of means, and its standard error: sqrt(sum of var_k / n_k) / K; not finite is inf."""
     means = [float(v.mean()) for v in values.values()]
     if not np.isfinite(means).all():
-        return Figure(float("inf"), 0.0)
+        return Figure(float("inf"), float("inf"))
     errors = [v.var(ddof=1) / len(v) if len(v) > 1 else np.inf for v in values.values()]
     return Figure(float(np.mean(means)), float(np.sqrt(np.sum(errors))) / len(means))

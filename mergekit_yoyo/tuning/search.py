@@ -170,12 +170,11 @@ class _Walk:
         return math.log(number) if self._log else number
 
     def back(self, place: float) -> float:
-        number = math.exp(place) if self._log else place
-        return self.rounded(min(max(number, self._low), self._high))
+        return min(max(math.exp(place) if self._log else place, self._low), self._high)
 
     def moved(self, number: float, share: float) -> float:
         """So many shares of the range further, within it."""
-        return self.back(self.to(number) + share * self._range)
+        return self.rounded(self.back(self.to(number) + share * self._range))
 
     def distance(self, one: float, other: float) -> float:
         """As a share of the range."""
