@@ -52,7 +52,16 @@ ALLOWED = {
         "mergekit",
         "transformers",
     },
-    "tuning": {"tuning", "text", "model", "method", "algorithm", "mergekit", "transformers"},
+    "tuning": {
+        "algorithm",
+        "tuning",
+        "text",
+        "model",
+        "planning",
+        "method",
+        "mergekit",
+        "transformers",
+    },
     "inspection": {
         "algorithm",
         "inspection",

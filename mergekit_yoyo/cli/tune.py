@@ -38,6 +38,11 @@ from mergekit_yoyo.terminal import TerminalProgress, stdout_console
     help="Move these options of the merge only.  [default: what the method has: strength, "
     "consensus, ridge, weight, lambda, density, t]",
 )
+@click.option(
+    "--by",
+    type=click.Choice(["module", "layer"]),
+    help="A strength of its own for attention, MLP, embeddings; or a gradient over the layers.",
+)
 @click.option("--candidates", type=click.IntRange(2), default=40, show_default=True, metavar="N")
 @click.option(
     "--minutes",
@@ -78,6 +83,7 @@ def command(
     old_output: Path | None,
     texts: tuple[str, ...],
     move: tuple[str, ...],
+    by: Any,
     candidates: int,
     minutes: float | None,
     samples: int,
@@ -116,6 +122,7 @@ def command(
         device=on,
         beside=not alone,
         fresh=fresh,
+        by=by,
     )
     reading = Texts(
         parse_texts(texts), folder, Writing(samples, tokens, seed), length=tokens, most=samples

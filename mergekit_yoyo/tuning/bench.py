@@ -4,20 +4,24 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
+from numpy.typing import NDArray
 
 from mergekit_yoyo.errors import YoyoError
-from mergekit_yoyo.model.checkpoint import main_dtype
+from mergekit_yoyo.model.checkpoint import Checkpoint, main_dtype
 from mergekit_yoyo.model.folder import tensors_in
 from mergekit_yoyo.progress import Progress
+from mergekit_yoyo.tuning.bands import By, bands_of, tensors_of
+from mergekit_yoyo.tuning.descent import Slope, descend
 from mergekit_yoyo.tuning.divergence import Sample, samples
 from mergekit_yoyo.tuning.journal import Journal
-from mergekit_yoyo.tuning.knobs import Setting
+from mergekit_yoyo.tuning.knobs import Setting, anchors_of, knob_of
 from mergekit_yoyo.tuning.measured import Measured
 from mergekit_yoyo.tuning.mixture import Mixture, blend_of
 from mergekit_yoyo.tuning.recipe import Recipe
@@ -85,6 +89,36 @@ def _but(data: dict[str, Any], key: str) -> dict[str, Any]:
     return {k: v for k, v in data.items() if k != key}
 
 
+class Budget:
+    """Candidates or minutes that a search may spend; known ones cost nothing but their count."""
+
+    def __init__(self, candidates: int, minutes: float | None) -> None:
+        self._left = candidates
+        self._end = None if minutes is None else time.monotonic() + 60 * minutes
+        self._counted: set[str] = set()
+        self.ended_by = ""
+
+    @property
+    def spent(self) -> int:
+        """Candidates so far."""
+        return len(self._counted)
+
+    def spend(self, setting: Setting) -> bool:
+        """Count a candidate; whether it is a new one. Raises Exhausted when there is none left."""
+        key = json.dumps(setting, sort_keys=True)
+        if key in self._counted:
+            return False
+        if len(self._counted) >= self._left:
+            self.ended_by = f"{self._left} candidates"
+            raise Exhausted
+        # whatever the time, the given YAML itself is measured
+        if self._counted and self._end is not None and time.monotonic() > self._end:
+            self.ended_by = "the time given"
+            raise Exhausted
+        self._counted.add(key)
+        return True
+
+
 class Bench:
     """Measures merges on the texts of `subjects`, and remembers what it measured in a journal."""
 
@@ -139,58 +173,68 @@ class Bench:
             self._journal.add(key, known)
         return self._as_measured(setting, known)
 
-    def is_known(self, recipe: Recipe, setting: Setting) -> bool:
-        """Whether a candidate was measured already."""
-        return self._journal.get(_key(recipe.with_setting(setting), "chooses")) is not None
+    def by_bands(
+        self, recipe: Recipe, best: Setting, option: str, start: float, by: By, budget: Budget
+    ) -> Setting:
+        """The setting with a strength for each of the bands in place of one, unrounded weights.
+
+        best: of the single strengths. option: the strength, which the merge is linear in. budget:
+        pays for each evaluation.
+        """
+        anchors = anchors_of(recipe.method, option)
+        assert anchors is not None
+        low, high = (self._parts.of(recipe, {**best, option: anchor}) for anchor in anchors)
+        with Checkpoint(low) as checkpoint:
+            bands = bands_of(by, checkpoint.tensors)
+        slope = Slope(
+            self._mixture_of(low),
+            low,
+            high,
+            anchors,
+            bands,
+            tensors_of(_without_report(recipe.with_setting(best)), option),
+            self._halves[False],
+            self._subjects.by_divergence,
+        )
+
+        def at(numbers: Sequence[float]) -> tuple[float, NDArray[np.float64]]:
+            budget.spend({option: [float(number) for number in numbers], "by": by})
+            data = recipe.with_setting({**best, option: bands.setting(numbers)})
+            key = _key(data, "slope")
+            known = self._journal.get(key)
+            if known is None:
+                value, gradient = slope.at(numbers)
+                known = {
+                    "mean": [Sample(None, value)],
+                    "gradient": [Sample(None, float(number)) for number in gradient],
+                }
+                self._journal.add(key, known)
+            self._progress.advance()
+            return known["mean"][0].loss, np.array([s.loss for s in known["gradient"]])
+
+        numbers = descend(at, start, bands.count, knob_of(option))
+        return {**best, option: bands.setting(numbers)}
+
+    def _mixture_of(self, folder: Path) -> Mixture:
+        if self._mixture is None:
+            dtype = torch.float32 if self._device == "cpu" else self._rounded
+            self._mixture = Mixture(folder, device=self._device, dtype=dtype, rounded=self._rounded)
+        return self._mixture
 
     def _as_measured(self, setting: Setting, found: Mapping[str, list[Sample]]) -> Measured:
         return Measured.of(setting, found, kl=self._subjects.by_divergence)
 
     def _read(self, folders: list[tuple[float, Path]], *, reports: bool) -> dict[str, list[Sample]]:
         started = time.perf_counter()
-        if self._mixture is None:
-            dtype = torch.float32 if self._device == "cpu" else self._rounded
-            self._mixture = Mixture(
-                folders[0][1], device=self._device, dtype=dtype, rounded=self._rounded
-            )
-        self._mixture.load(folders)
+        mixture = self._mixture_of(folders[0][1])
+        mixture.load(folders)
         found = {
-            name: samples(self._mixture.model, windows, reference)
+            name: samples(mixture.model, windows, reference)
             for name, windows, reference in self._halves[reports]
         }
         self.seconds += time.perf_counter() - started
         self.read += 1
         return found
-
-
-class Budget:
-    """Candidates or minutes that a search may spend; known ones cost nothing but their count."""
-
-    def __init__(self, candidates: int, minutes: float | None) -> None:
-        self._left = candidates
-        self._end = None if minutes is None else time.monotonic() + 60 * minutes
-        self._counted: set[str] = set()
-        self.ended_by = ""
-
-    @property
-    def spent(self) -> int:
-        """Candidates so far."""
-        return len(self._counted)
-
-    def spend(self, setting: Setting) -> bool:
-        """Count a candidate; whether it is a new one. Raises Exhausted when there is none left."""
-        key = json.dumps(setting, sort_keys=True)
-        if key in self._counted:
-            return False
-        if len(self._counted) >= self._left:
-            self.ended_by = f"{self._left} candidates"
-            raise Exhausted
-        # whatever the time, the given YAML itself is measured
-        if self._counted and self._end is not None and time.monotonic() > self._end:
-            self.ended_by = "the time given"
-            raise Exhausted
-        self._counted.add(key)
-        return True
 
 
 def published_dtype(recipe: Recipe, first: Path) -> torch.dtype:

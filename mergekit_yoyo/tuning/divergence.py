@@ -95,12 +95,16 @@ def divergence(logp: Tensor, reference: Reference, rows: slice) -> Tensor:
 
 
 def log_probabilities(
-    model: Any, windows: Sequence[Window], vocabulary: int | None
+    model: Any,
+    windows: Sequence[Window],
+    vocabulary: int | None,
+    *,
+    batch_size: int = _BATCH,
 ) -> Iterator[tuple[Window, Tensor]]:
     """Each window with [P, V] float32: what the model expects at its counted positions."""
     width = int(model.get_output_embeddings().weight.shape[0])
     longest = max(len(window.tokens) for window in windows)
-    size = max(1, min(_BATCH, _LOGITS // (width * longest)))
+    size = max(1, min(batch_size, _LOGITS // (width * longest)))
     for begin in range(0, len(windows), size):
         batch = windows[begin : begin + size]
         longest = max(len(window.tokens) for window in batch)

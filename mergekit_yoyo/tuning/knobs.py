@@ -62,6 +62,8 @@ LINEAR: Mapping[tuple[str, str], tuple[float, float]] = {
     ("yoyo_fusion", "recall_prior"): (0.0, 1.0),
     ("*", "lambda"): (0.0, 1.0),
 }
+# Of these, the strengths: how much of what the models learned is added.
+STRENGTHS = ("recall_strength", "lambda")
 # Methods that are linear in the weights of their models.
 LINEAR_WEIGHTS = ("linear", "task_arithmetic")
 

@@ -10,6 +10,7 @@ from mergekit_yoyo.tuning.divergence import Sample
 from mergekit_yoyo.tuning.knobs import Setting
 
 Array = NDArray[np.float64]
+_SMALL = 5e-5  # an error that four digits would hide
 SURE = 2.0  # standard errors: a difference that is larger is called one
 
 
@@ -21,7 +22,8 @@ class Figure:
     error: float
 
     def __str__(self) -> str:
-        return f"{self.value:.4f} ± {self.error:.4f}"
+        digits = 4 if self.error >= _SMALL else 6
+        return f"{self.value:.{digits}f} ± {self.error:.{digits}f}"
 
     @property
     def is_sure(self) -> bool:

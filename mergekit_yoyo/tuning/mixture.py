@@ -114,9 +114,33 @@ class Mixture:
     def load(self, parts: Sequence[tuple[float, Path]]) -> None:
         """Take the weighted sum of merges on the disk, tensor by tensor."""
         with reading(parts) as read:
-            for target in self._sources.of:
-                tensor = self._sources.convert(target, read(self._device))
-                self._state[target].copy_(tensor.to(self._rounded))
+            self.take(read(self._device), rounded=self._rounded)
+
+    @torch.no_grad()
+    def take(self, read: Callable[[str], Tensor], *, rounded: torch.dtype = torch.float32) -> None:
+        """Take the tensors of a checkpoint that `read` gives by name."""
+        for target in self._sources.of:
+            tensor = self._sources.convert(target, read)
+            self._state[target].copy_(tensor.to(rounded))
+
+    @torch.no_grad()
+    def dot(self, read: Callable[[str], Tensor], moves: Callable[[str], bool]) -> float:
+        """The inner product of the model's gradients with the tensors of a checkpoint.
+
+        moves: whether a tensor of the checkpoint is other than zero.
+        """
+        gradients = {name: p.grad for name, p in self.model.named_parameters()}
+        total = 0.0
+        for target, source in self._sources.of.items():
+            gradient = gradients.get(target)  # of tied tensors the one name has it
+            if gradient is not None and any(map(moves, source.names)):
+                tensor = self._sources.convert(target, read).to(gradient.device)
+                total += float((gradient.float() * tensor).sum())
+        return total
+
+    def forget_gradients(self) -> None:
+        """Free what a backward pass left."""
+        self.model.zero_grad(set_to_none=True)
 
 
 @contextmanager

@@ -19,7 +19,8 @@ REMARK = 98  # characters of a line of the comment
 @dataclass(frozen=True)
 class Outcome:
     """given, best: as published, on the half that reports; best is given where nothing else was
-    chosen. lines: on the half that chooses. landmarks: other methods, on both halves."""
+    chosen. lines: on the half that chooses. landmarks: other methods, on both halves. single: the
+    best with one strength for all, where the best has several."""
 
     recipe: Recipe
     given: Measured
@@ -30,6 +31,7 @@ class Outcome:
     candidates: int
     ended_by: str
     notes: Sequence[str]
+    single: Measured | None = None
 
     @property
     def gain(self) -> Figure:
@@ -70,6 +72,11 @@ class Outcome:
     def sentences(self) -> list[str]:
         """What was gained over the given YAML, and whether that is more than noise."""
         found = [self._verdict()]
+        if self.single is not None:
+            found.append(
+                f"With one strength for all it is {self.single.figure}: several gain "
+                f"{self.single.above(self.best)}, more than noise."
+            )
         if other := self._best_landmark():
             found.append(other)
         found += self._of_lines()
@@ -128,6 +135,8 @@ class Outcome:
         rows = [(GIVEN, self.given)]
         if self.changes:
             rows.append((TUNED if self.is_better else "best candidate", self.best))
+        if self.single is not None:
+            rows.append(("tuned, one strength", self.single))
         rows += [
             (f"{label}{_at(reported)}", reported) for label, (_, reported) in self.landmarks.items()
         ]
@@ -177,7 +186,20 @@ def _at(measured: Measured) -> str:
     return " at " + ", ".join(f"{key} {_value(value)}" for key, value in measured.setting.items())
 
 
+def not_better_by(by: str | None, gain: Figure) -> str:
+    """The note on strengths by band that are not taken."""
+    return f"strengths by {by} gain {gain} over one for all: not more than noise, so one it is"
+
+
 def _value(value: Any) -> str:
+    """A value for people; of filters and gradients the numbers."""
+    if isinstance(value, list):
+        parts = []
+        for entry in value:
+            name = str(entry.get("filter", "all else")).strip(".")
+            numbers = entry["value"] if isinstance(entry["value"], list) else [entry["value"]]
+            parts.append(f"{name} {' to '.join(f'{number:g}' for number in numbers)}")
+        return "; ".join(parts)
     return f"{value:g}" if isinstance(value, int | float) else str(value)
 
 

@@ -17,16 +17,17 @@ from mergekit_yoyo.model.merge_yaml import read_merge_yaml
 from mergekit_yoyo.outside import read_text
 from mergekit_yoyo.progress import SILENT, Progress
 from mergekit_yoyo.staging import check_disk_space, format_bytes, write_files
+from mergekit_yoyo.tuning.bands import By
 from mergekit_yoyo.tuning.bench import Bench, Budget, Merge, Parts, published_dtype
 from mergekit_yoyo.tuning.journal import Journal
-from mergekit_yoyo.tuning.knobs import Knob, Setting
+from mergekit_yoyo.tuning.knobs import STRENGTHS, Knob, Setting
 from mergekit_yoyo.tuning.landmarks import landmarks
 from mergekit_yoyo.tuning.measured import Measured
 from mergekit_yoyo.tuning.mixture import blend_of
-from mergekit_yoyo.tuning.outcome import Outcome
+from mergekit_yoyo.tuning.outcome import Outcome, not_better_by
 from mergekit_yoyo.tuning.picture import render_picture
 from mergekit_yoyo.tuning.recipe import Recipe
-from mergekit_yoyo.tuning.search import search
+from mergekit_yoyo.tuning.search import Found, search
 from mergekit_yoyo.tuning.subjects import Model, Subjects, Texts, models_of, prepare
 from mergekit_yoyo.tuning.writing import MARK, tuned_text
 
@@ -35,7 +36,8 @@ from mergekit_yoyo.tuning.writing import MARK, tuned_text
 class Search:
     """How to search. move: options by name, none: those that are moved unasked. candidates,
     minutes: the budget. seed: of halves. device: as torch names it. beside: measure other methods
-    too, for orientation. fresh: forget what an earlier run measured."""
+    too, for orientation. fresh: forget what an earlier run measured. by: a strength of its own for
+    each kind of module, or a gradient over the layers."""
 
     move: Sequence[str] = ()
     candidates: int = 40
@@ -44,6 +46,7 @@ class Search:
     device: str = "cpu"
     beside: bool = True
     fresh: bool = False
+    by: By | None = None
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,11 @@ def tune(
     recipe = Recipe(file, read_merge_yaml(file))
     _check_output(file, output)
     keys, notes = recipe.knobs(how.move)
+    if how.by and not any(option in keys for option in STRENGTHS):
+        raise YoyoError(
+            f"--by {how.by}: {recipe.method} has no strength here that a merge is linear in. It "
+            f"needs one of {', '.join(STRENGTHS)}, moved."
+        )
     models = models_of(recipe)
     with _workplace(output, fresh=how.fresh) as work:
         parts = Parts(work / "parts", merge, len(models) + 1)
@@ -145,16 +153,28 @@ def _search(
 
     first = measure(given)
     found = search(first, keys, measure, recipe.deciding)
+    banded = None
+    if how.by:
+        banded = _by_bands(recipe, found, keys, bench, how.by, budget, progress)
     beside = _beside(others, bench, progress)
     progress.begin("reporting on the other half", None, "merges")
     published = bench.published(recipe, given)
     best = published
     if found.best.setting != given:
         best = bench.published(recipe, found.best.setting)
+    single = None
+    if banded is not None:
+        by = bench.published(recipe, banded)
+        # the single strength stays, unless several are better by more than noise
+        if best.above(by).is_sure:
+            single, best = best, by
+        else:
+            notes = [*notes, not_better_by(how.by, best.above(by))]
     return Outcome(
         recipe=recipe,
         given=published,
         best=best,
+        single=single,
         lines=found.lines,
         landmarks=beside,
         by_divergence=subjects.by_divergence,
@@ -162,6 +182,30 @@ def _search(
         ended_by=budget.ended_by if found.exhausted else "",
         notes=notes,
     )
+
+
+def _by_bands(
+    recipe: Recipe,
+    found: Found,
+    keys: Mapping[str, Knob],
+    bench: Bench,
+    by: By,
+    budget: Budget,
+    progress: Progress,
+) -> Setting | None:
+    """The best setting with a strength a band in place of its one; None if it has none."""
+    setting = found.best.setting
+    beside = {**recipe.deciding, **setting}
+    option = next((k for k in STRENGTHS if k in keys and keys[k].acts(beside)), None)
+    if option is None:
+        progress.say(f"note: the best that was found has no strength, so none by {by}")
+        return None
+    value = setting[option]
+    if not isinstance(value, int | float):  # auto: where its line was lowest
+        lines = [line for line in found.lines if line.key == option and line.points]
+        value = lines[-1].lowest[0] if lines else keys[option].start
+    progress.begin(f"strengths by {by}, by gradient", None, "evaluations")
+    return bench.by_bands(recipe, setting, option, float(value), by, budget)
 
 
 def _beside(
