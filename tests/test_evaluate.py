@@ -19,10 +19,11 @@ from mergekit_yoyo.cli import main
 from mergekit_yoyo.errors import YoyoError
 from mergekit_yoyo.evaluation import EvaluationSettings, evaluate
 from mergekit_yoyo.evaluation.model_folder import open_model
+from mergekit_yoyo.evaluation.presets import PRESETS, expand_presets
 from mergekit_yoyo.evaluation.store import ResultStore
 from mergekit_yoyo.model.folder import describe_quantization
 from mergekit_yoyo.progress import Silent
-from mergekit_yoyo.scores import build_table, compare, read_results
+from mergekit_yoyo.scores import SEVEN_TASKS, build_table, compare, read_results
 
 pytestmark = pytest.mark.slow
 
@@ -418,3 +419,39 @@ def test_of_a_hub_model_only_what_is_loaded_is_fetched(place, tmp_path):
     # A name without a slash is one of the Hub too.
     assert any("/api/models/gpt2" in request for request in requests)
     assert refused.startswith("gpt2: no such folder here, and the Hub did not give it (")
+
+
+def test_every_task_of_a_preset_is_one_of_lm_eval_and_no_preset_hides_one():
+    from lm_eval.tasks import TaskManager
+
+    known = set(TaskManager().all_tasks)
+    assert set(expand_presets(PRESETS)) <= known
+    assert not PRESETS.keys() & known
+    domains = [tasks for name, tasks in PRESETS.items() if name.startswith("mergebench-")]
+    assert len(domains) == 5
+    assert sorted(PRESETS["mergebench"]) == sorted(task for own in domains for task in own)
+    assert expand_presets(["piqa", "seven", "mergebench-code"]) == [
+        "piqa",
+        *(task for task in SEVEN_TASKS if task != "piqa"),
+        "humaneval_plus",
+        "mbpp_plus",
+    ]
+
+
+def test_a_task_that_runs_code_needs_leave(place):
+    tasks = place / "code-tasks"
+    shutil.copytree(place / "tasks", tasks)
+    (tasks / "broken.yaml").unlink(missing_ok=True)
+    for name in ("next_code", "next_german"):  # one definition, under a name of its own
+        file = tasks / f"{name}.yaml"
+        file.write_text(file.read_text().replace(f"task: {name}", f"task: runs_{name}"))
+    file = tasks / "next_code.yaml"
+    file.write_text(file.read_text() + "unsafe_code: true\n")
+    given = ["evaluate", "./german-mlx", "--tasks", "runs_next_code", "--out", str(place / "ran")]
+    given += ["--include-path", str(tasks), "--limit", "2"]
+    refused = CliRunner().invoke(main, given)
+    assert refused.exit_code == 2
+    assert "task runs_next_code runs the code that the model writes" in refused.output
+    assert not (place / "ran").exists()
+    allowed = CliRunner().invoke(main, [*given, "--run-code"])
+    assert allowed.exit_code == 0, allowed.output

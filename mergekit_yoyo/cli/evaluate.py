@@ -15,7 +15,35 @@ from mergekit_yoyo.terminal import TerminalProgress
     default=",".join(SEVEN_TASKS),
     show_default=True,
     metavar="TASK,...",
-    help="Tasks or groups of lm-eval, separated by commas.",
+    help="Tasks or groups of lm-eval, or presets: seven, mergebench, mergebench-math, "
+    "-multilingual, -instruction, -code, -safety; none for no task.",
+)
+@click.option(
+    "--text",
+    "texts",
+    multiple=True,
+    metavar="NAME=FILE",
+    help="Measure on this text: perplexity; and size, memory and speed. May be repeated.",
+)
+@click.option(
+    "--against",
+    metavar="MODEL",
+    help="With --text: how far each model's predictions are from this one's, the unquantized: "
+    "KL divergence, top-1 agreement.",
+)
+@click.option(
+    "--windows",
+    type=click.IntRange(min=2),
+    default=32,
+    show_default=True,
+    help="How many pieces of each text are read.",
+)
+@click.option(
+    "--window-tokens",
+    type=click.IntRange(min=8),
+    default=512,
+    show_default=True,
+    help="How long each is.",
 )
 @click.option("--limit", type=click.IntRange(min=1), help="Only the first N items of each task.")
 @click.option(
@@ -43,12 +71,17 @@ from mergekit_yoyo.terminal import TerminalProgress
 @click.option("--batch-size", type=click.IntRange(min=1), default=8, show_default=True)
 @click.option("--device", help="Device for transformers models, such as cuda:1 or mps.")
 @click.option("--seed", type=int, default=1234, show_default=True)
+@click.option("--run-code", is_flag=True, help="Let tasks run the code that a model writes.")
 @click.option(
     "--restart", is_flag=True, help="Start over: replace earlier results of these models."
 )
 def command(
     models: tuple[str, ...],
     tasks: str,
+    texts: tuple[str, ...],
+    against: str | None,
+    windows: int,
+    window_tokens: int,
     limit: int | None,
     out: Path,
     apply_chat_template: bool,
@@ -57,16 +90,20 @@ def command(
     batch_size: int,
     device: str | None,
     seed: int,
+    run_code: bool,
     restart: bool,
 ) -> None:
-    """Run lm-evaluation-harness on each MODEL, a transformers or MLX folder or a Hub name.
+    """Run lm-evaluation-harness on each MODEL, a transformers or MLX folder or a Hub name; with
+    --text also measure how it predicts, what it weighs and how fast it runs.
 
     Tasks that are done already are kept: after an interruption, run the same command again.
     """
-    from mergekit_yoyo.evaluation import EvaluationSettings, evaluate
+    from mergekit_yoyo.evaluation import EvaluationSettings, Measuring, evaluate
+    from mergekit_yoyo.text import parse_texts
 
+    names = [task.strip() for task in tasks.split(",") if task.strip()]
     settings = EvaluationSettings(
-        tasks=[task.strip() for task in tasks.split(",") if task.strip()],
+        tasks=[] if names == ["none"] else names,
         limit=limit,
         num_fewshot=num_fewshot,
         apply_chat_template=apply_chat_template,
@@ -74,6 +111,8 @@ def command(
         batch_size=batch_size,
         device=device,
         seed=seed,
+        measuring=Measuring(parse_texts(texts), against, window_tokens, windows),
+        run_code=run_code,
     )
     with TerminalProgress() as progress:
         files = evaluate(models, out, settings, restart=restart, progress=progress)

@@ -47,7 +47,13 @@ _RENDERERS: dict[str, Callable[[Table], bytes]] = {
     metavar="FILE.png",
     help="Draw each task over the versions of rows named VERSION-QUANTIZATION, in their order.",
 )
-@click.option("--tasks", metavar="TASK,...", help="Only these columns, in this order.")
+@click.option(
+    "--columns",
+    metavar="NAME,...",
+    help="Only these, in this order: tasks, and perplexity, kl, top1 (or kl:TEXT), size, bits, "
+    "memory, prompt, generation.",
+)
+@click.option("--tasks", "old_columns", hidden=True)
 @click.option(
     "--metric",
     "metrics",
@@ -82,7 +88,8 @@ def command(
     paths: tuple[Path, ...],
     outs: tuple[Path, ...],
     road: Path | None,
-    tasks: str | None,
+    columns: str | None,
+    old_columns: str | None,
     metrics: tuple[str, ...],
     names: tuple[str, ...],
     card: Path | None,
@@ -112,12 +119,13 @@ def command(
             "or run scores again for them."
         )
     results = read_results(paths, _pairs("--name", names))
-    columns = [task.strip() for task in tasks.split(",")] if tasks else None
+    named = columns or old_columns
+    wanted = [name.strip() for name in named.split(",")] if named else None
     chosen = _pairs("--metric", metrics)
     console = stdout_console()
     if pair:
         a, b = (_find(results, name) for name in pair)
-        comparison = compare(a, b, columns, chosen)
+        comparison = compare(a, b, wanted, chosen)
         flips = flipped_items(comparison) if items else ()
         lines = "".join(json.dumps(item, ensure_ascii=False) + "\n" for item in flips)
         console.print(render_comparison(comparison))
@@ -126,7 +134,7 @@ def command(
         elif items:
             _write({items: lines.encode()})
         return
-    table = build_table(results, columns, chosen)
+    table = build_table(results, wanted, chosen)
     files = {out: _RENDERERS[out.suffix](table) for out in outs}
     if road:
         files[road] = render_road(table)

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,10 +13,12 @@ from mergekit_yoyo.errors import YoyoError, nearest
 from mergekit_yoyo.evaluation.model_folder import ModelFolder
 from mergekit_yoyo.install import install_line
 
+_CODE_VARIABLE = "HF_ALLOW_CODE_EVAL"  # Hugging Face's own consent to run what a model writes
 
-def check_installed(folders: Sequence[ModelFolder]) -> None:
-    """Refuse to start without the packages that load `folders`."""
-    if find_spec("lm_eval") is None:
+
+def check_installed(folders: Sequence[ModelFolder], *, tasks: bool) -> None:
+    """Refuse to start without the packages that load `folders`, and run tasks if there are any."""
+    if tasks and find_spec("lm_eval") is None:
         raise YoyoError(f"evaluate needs lm-eval: {install_line('eval')}")
     for folder in folders:
         if folder.backend == "mlxlm" and find_spec("mlx_lm") is None:
@@ -37,19 +40,33 @@ def check_device(name: str) -> None:
         )
 
 
-def load_tasks(names: Sequence[str], include: Path | None) -> tuple[Any, dict[str, str]]:
+def chosen_device(given: str | None) -> str:
+    """The device for transformers: the one given, else the accelerator, else the CPU."""
+    import torch
+
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    return given or (accelerator.type if accelerator else "cpu")
+
+
+def load_tasks(
+    names: Sequence[str], include: Path | None, *, run_code: bool = False
+) -> tuple[Any, dict[str, str]]:
     """The harness's task manager, and the tasks with a hash of each one's configuration.
 
     Args:
         names: tasks, groups or tags.
         include: a folder with more of them.
+        run_code: whether tasks may run what a model writes.
 
     Raises:
-        YoyoError: no such folder or task, or a task whose data cannot be loaded.
+        YoyoError: no such folder or task, a task whose data cannot be loaded, or one that runs what
+            a model writes where that is not allowed.
     """
     from lm_eval.tasks import TaskManager
 
     _quiet_harness()
+    if run_code:
+        os.environ[_CODE_VARIABLE] = "1"
     if include is not None and not include.is_dir():
         raise YoyoError(f"--include-path {include}: no such folder.")
     manager = TaskManager(include_path=None if include is None else str(include))
@@ -60,9 +77,13 @@ def load_tasks(names: Sequence[str], include: Path | None) -> tuple[Any, dict[st
         try:
             loaded = manager.load([name])["tasks"]
         except Exception as error:  # whatever a task's own code and the data set library raise
+            if not run_code and _CODE_VARIABLE in str(error):
+                raise _runs_code(name) from None
             raise YoyoError(
                 f"task {name}: its data could not be loaded: {_stated(error)}."
             ) from error
+        if not run_code and any(getattr(task, "UNSAFE_CODE", False) for task in loaded.values()):
+            raise _runs_code(name)
         configs = {task: dict(loaded[task].dump_config()) for task in loaded}
         for task, config in configs.items():
             config.pop("num_fewshot", None)  # part of the settings
@@ -106,17 +127,21 @@ def _load(
             # Left alone, it applies the chat template whenever there is one.
             use_chat_template=chat_template,
         )
-    import torch
     from lm_eval.api.registry import get_model
 
-    accelerator = torch.accelerator.current_accelerator(check_available=True)
-    device = device or (accelerator.type if accelerator else "cpu")
     return get_model("hf")(
         pretrained=path,
         batch_size=batch_size,
-        device=device,
+        device=chosen_device(device),
         # A template writes its own special tokens; mlx-lm's wrapper adds none to it either.
         add_bos_token=False if chat_template else None,
+    )
+
+
+def _runs_code(name: str) -> YoyoError:
+    return YoyoError(
+        f"task {name} runs the code that the model writes, on this machine. Allow it with "
+        "--run-code, best in a container."
     )
 
 

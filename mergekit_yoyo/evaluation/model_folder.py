@@ -19,13 +19,16 @@ WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
 class ModelFolder:
     """A model on disk. `given` is what the user wrote; `backend` the harness's name of its loader.
 
-    `quantization` has a `label` for people (`4-bit g64`, `mxfp4`, `bfloat16`) and the `settings`
-    that the folder's config states, None if it is not quantized.
+    `weights` are its weight files, `config` what its config.json holds. `quantization` has a
+    `label` for people (`4-bit g64`, `mxfp4`, `bfloat16`) and the `settings` that the folder's
+    config states, None if it is not quantized.
     """
 
     given: str
     path: Path
     backend: Literal["hf", "mlxlm"]
+    weights: list[Path]
+    config: dict[str, Any]
     quantization: dict[str, Any]
     has_chat_template: bool
     fingerprint: str
@@ -61,6 +64,8 @@ def open_model(given: str) -> ModelFolder:
         given=given,
         path=path,
         backend="mlxlm" if is_mlx(weights[0]) else "hf",
+        weights=weights,
+        config=config,
         quantization=describe_quantization(config),
         has_chat_template=bool(chat_template(path)),
         fingerprint=fingerprint([path / "config.json", *weights]),

@@ -9,8 +9,9 @@ import gc
 import hashlib
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,14 @@ from mergekit_yoyo.evaluation.harness import (
     load_model,
     load_tasks,
 )
+from mergekit_yoyo.evaluation.measuring import (
+    Measuring,
+    check_measuring,
+    measure_model,
+    reference_logits,
+)
 from mergekit_yoyo.evaluation.model_folder import ModelFolder, open_model
+from mergekit_yoyo.evaluation.presets import expand_presets
 from mergekit_yoyo.evaluation.store import ResultStore
 from mergekit_yoyo.progress import SILENT, Progress
 from mergekit_yoyo.seven_tasks import SEVEN_TASKS
@@ -32,8 +40,10 @@ from mergekit_yoyo.seven_tasks import SEVEN_TASKS
 class EvaluationSettings:
     """How models are evaluated; everything here is recorded with the results.
 
-    `num_fewshot` None leaves each task's own number (none for the seven tasks). `limit` is the
-    number of items per task, None for all. `include_path` holds the user's own task YAMLs.
+    `tasks` may name presets (`presets.PRESETS`). `num_fewshot` None leaves each task's own number
+    (none for the seven tasks). `limit` is the number of items per task, None for all.
+    `include_path` holds the user's own task YAMLs. `measuring`: what is measured beside the tasks;
+    nothing without texts. `run_code`: tasks may run what the model writes.
     """
 
     tasks: Sequence[str] = SEVEN_TASKS
@@ -44,6 +54,8 @@ class EvaluationSettings:
     batch_size: int = 8
     device: str | None = None
     seed: int = 1234
+    measuring: Measuring = field(default_factory=Measuring)
+    run_code: bool = False
 
 
 def evaluate(
@@ -72,8 +84,9 @@ def evaluate(
             asked for that a model lacks, earlier results of another setup; in between: a model that
             cannot be loaded, a file that cannot be written.
     """
-    if not settings.tasks:
-        raise YoyoError("no tasks given.")
+    measuring = settings.measuring
+    if not settings.tasks and not measuring.texts and not measuring.against:
+        raise YoyoError("no tasks given, and no text to measure on.")
     folders = [open_model(model) for model in models]
     names = [folder.name for folder in folders]
     for folder in folders:
@@ -86,13 +99,20 @@ def evaluate(
             raise YoyoError(f"{folder.given}: --apply-chat-template, but it has no chat template.")
     if settings.device and any(folder.backend == "hf" for folder in folders):
         check_device(settings.device)
-    check_installed(folders)
+    reference = check_measuring(measuring, folders)
+    loaded = [*folders, *([reference] if reference else [])]
+    check_installed(loaded, tasks=bool(settings.tasks))
     stores = [
         ResultStore(out / folder.name, _setup(folder, settings), restart=restart)
         for folder in folders
     ]
-    manager, tasks = load_tasks(settings.tasks, settings.include_path)
-    for folder, store in zip(folders, stores, strict=True):
+    manager, tasks = None, dict[str, str]()
+    if settings.tasks:
+        names = expand_presets(settings.tasks)
+        manager, tasks = load_tasks(names, settings.include_path, run_code=settings.run_code)
+    if measuring.texts:
+        _measure_models(folders, stores, settings, reference, progress)
+    for folder, store in zip(folders, stores, strict=True) if tasks else ():
         _evaluate_model(folder, store, settings, manager, tasks, progress)
     return [store.path for store in stores]
 
@@ -106,7 +126,47 @@ def _setup(folder: ModelFolder, settings: EvaluationSettings) -> dict[str, Any]:
         "num_fewshot": settings.num_fewshot,
         "apply_chat_template": settings.apply_chat_template,
         "random_seed": settings.seed,
-        "lm_eval_version": version("lm_eval"),
+        "lm_eval_version": version("lm_eval") if find_spec("lm_eval") else None,
+    }
+
+
+def _measure_models(
+    folders: Sequence[ModelFolder],
+    stores: Sequence[ResultStore],
+    settings: EvaluationSettings,
+    reference: ModelFolder | None,
+    progress: Progress,
+) -> None:
+    """Measure each model that is not measured in this setup yet."""
+    measuring, device = settings.measuring, settings.device
+    setup = measuring.setup(device, reference)
+    remaining = [
+        (folder, store)
+        for folder, store in zip(folders, stores, strict=True)
+        if not store.is_measured(setup)
+    ]
+    if not remaining:
+        return
+    with reference_logits(reference, measuring, device, progress) as logits:
+        for folder, store in remaining:
+            measured = measure_model(
+                folder, measuring, reference, logits, device=device, progress=progress
+            )
+            store.add_measured(measured, _identity(folder, settings))
+
+
+def _identity(folder: ModelFolder, settings: EvaluationSettings) -> dict[str, Any]:
+    """What a result file records of the model, whatever was run."""
+    return {
+        "config": {
+            **_setup(folder, settings),
+            "model_args": {"pretrained": folder.given},
+            "quantization": folder.quantization,
+        },
+        "model_source": folder.backend,
+        "model_name": folder.given,
+        "model_name_sanitized": folder.name,
+        "mergekit_yoyo_version": __version__,
     }
 
 
@@ -176,25 +236,21 @@ def _run_task(
         numpy_random_seed=seed,
         torch_random_seed=seed,
         fewshot_random_seed=seed,
+        confirm_run_unsafe_code=settings.run_code,
     )
     samples = result.pop("samples")
     template = lm.tokenizer.chat_template if settings.apply_chat_template else None
+    identity = _identity(folder, settings)
     result["config"].update(
-        _setup(folder, settings),
-        model_args={"pretrained": folder.given},
-        device=str(lm.device) if folder.backend == "hf" else None,
-        quantization=folder.quantization,
+        identity.pop("config"), device=str(lm.device) if folder.backend == "hf" else None
     )
     result.update(
-        model_source=folder.backend,
-        model_name=folder.given,
-        model_name_sanitized=folder.name,
+        **identity,
         system_instruction=None,
         system_instruction_sha=None,
         fewshot_as_multiturn=True,  # the harness's default; without examples it changes nothing
         chat_template=template,
         chat_template_sha=template and hashlib.sha256(template.encode()).hexdigest(),
-        mergekit_yoyo_version=__version__,
     )
     if folder.backend == "mlxlm":
         result.update(mlx_lm_version=version("mlx-lm"), mlx_version=version("mlx"))

@@ -6,12 +6,14 @@ the tasks it finished, and the next run goes on from there.
 
 import json
 import os
+import time
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from mergekit_yoyo.errors import YoyoError
+from mergekit_yoyo.measured import KEY, Measured
 from mergekit_yoyo.outside import read_json
 from mergekit_yoyo.staging import clear_unfinished_files, write_files
 
@@ -114,12 +116,27 @@ class ResultStore:
         write_files({self.path: _dump(data, indent=2).encode()})
         self._data = data
 
+    def is_measured(self, setup: str) -> bool:
+        """Whether the model was measured in this setup."""
+        return self._data.get(KEY, {}).get("setup") == setup  # type: ignore[no-any-return]
+
+    def add_measured(self, measured: Measured, identity: Mapping[str, Any]) -> None:
+        """Keep what was measured. `identity`: what is recorded of model and setup, whether or not
+        there are tasks yet."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        while self._outdated:
+            self._outdated.pop().unlink()
+        data = {"results": {}, "date": time.time(), **identity, **self._data}
+        data[KEY] = measured.model_dump()
+        write_files({self.path: _dump(data, indent=2).encode()})
+        self._data = data
+
     def _read(self) -> dict[str, Any]:
         try:
             data = read_json(self.path)
         except YoyoError as error:
             raise YoyoError(f"{error} --restart removes it.") from None
-        for key in (*_BY_TASK, "config", _DONE):
+        for key in (*_BY_TASK, "config", _DONE, KEY):
             if not isinstance(data.get(key, {}), dict):
                 raise YoyoError(
                     f"{self.path}: not a result file: {key}: expected a mapping; got "
@@ -146,6 +163,9 @@ def _plain_sample(sample: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _dump(data: object, indent: int | None = None) -> str:
-    from lm_eval.utils import handle_non_serializable
+    def plain(value: object) -> object:
+        from lm_eval.utils import handle_non_serializable
 
-    return json.dumps(data, indent=indent, default=handle_non_serializable, ensure_ascii=False)
+        return handle_non_serializable(value)
+
+    return json.dumps(data, indent=indent, default=plain, ensure_ascii=False)

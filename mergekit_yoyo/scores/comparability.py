@@ -87,7 +87,7 @@ def _unrecorded(tasks: Sequence[str], results: Sequence[ModelResult]) -> dict[st
         own = [result.tasks[task] for task in tasks if task in result.tasks]
         what = [
             *(["metric"] if any(UNSTATED in task.metrics for task in own) else []),
-            *(["chat template"] if result.chat_template is None else []),
+            *(["chat template"] if own and result.chat_template is None else []),
             *(["shots"] if any(task.shots is None for task in own) else []),
             *(["task versions"] if any(task.version is None for task in own) else []),
         ]

@@ -6,6 +6,8 @@ from typing import Any
 
 from mergekit_yoyo.errors import YoyoError
 from mergekit_yoyo.scores.comparability import find_warnings
+from mergekit_yoyo.scores.measures import choose_measures, measure_difference, measure_warnings
+from mergekit_yoyo.scores.quantities import MeasureColumn
 from mergekit_yoyo.scores.results import ModelResult
 from mergekit_yoyo.scores.statistics import (
     Difference,
@@ -16,7 +18,7 @@ from mergekit_yoyo.scores.statistics import (
     mean_difference,
     read_samples,
 )
-from mergekit_yoyo.scores.table import Column, averaged, choose_columns, narrow
+from mergekit_yoyo.scores.table import Column, averaged, choose_columns, narrow, split_names
 
 
 @dataclass(frozen=True)
@@ -36,8 +38,18 @@ class TaskComparison:
 
 
 @dataclass(frozen=True)
+class MeasureComparison:
+    """What was measured of both: the two numbers, and a - b."""
+
+    column: MeasureColumn
+    a: float
+    b: float
+    difference: Difference
+
+
+@dataclass(frozen=True)
 class ScoreComparison:
-    """The tasks that two models share, and what keeps the two from being compared.
+    """What two models share, and what keeps the two from being compared.
 
     mean: of the differences, None where tasks have no mean (`averaged`).
     """
@@ -47,6 +59,7 @@ class ScoreComparison:
     tasks: Sequence[TaskComparison]
     warnings: Sequence[str]
     mean: Difference | None
+    measures: Sequence[MeasureComparison]
 
 
 def compare(
@@ -62,15 +75,26 @@ def compare(
         tasks, metrics: as for `build_table`.
 
     Raises:
-        YoyoError: no task in common; a task or metric that is not there.
+        YoyoError: nothing in common; a task, measure or metric that is not there.
     """
     pair = [a, b]
+    tasks, named = split_names(pair, tasks)
+    measures = [
+        MeasureComparison(
+            column,
+            a.measures[column].value,
+            b.measures[column].value,
+            measure_difference(column, a.measures[column], b.measures[column]),
+        )
+        for column in choose_measures([a.measures, b.measures], named)
+        if column in a.measures and column in b.measures
+    ]
     columns = [
         column
         for column in choose_columns(pair, tasks, metrics)
         if column.task in a.tasks and column.task in b.tasks
     ]
-    if not columns:
+    if not columns and not measures:
         raise YoyoError(
             f"{a.name} and {b.name} share no task: {', '.join(a.tasks)} and {', '.join(b.tasks)}."
         )
@@ -90,9 +114,11 @@ def compare(
         comparisons.append(TaskComparison(column, value_a, value_b, gap, gained, lost))
     warnings = find_warnings([c.task for c in columns], pair)
     mean = None
-    if averaged(columns, [narrow_a, narrow_b]):
+    if columns and averaged(columns, [narrow_a, narrow_b]):
         mean = mean_difference([task.difference for task in comparisons])
-    return ScoreComparison(a, b, comparisons, warnings, mean)
+    own = {result.name: result.measures for result in pair}
+    warnings += measure_warnings([measure.column for measure in measures], own)
+    return ScoreComparison(a, b, comparisons, warnings, mean, measures)
 
 
 def flipped_items(comparison: ScoreComparison) -> Iterator[dict[str, Any]]:
@@ -110,7 +136,7 @@ def flipped_items(comparison: ScoreComparison) -> Iterator[dict[str, Any]]:
             raise YoyoError(
                 f"{task.column.task}: no samples of the same items in {a.name} and {b.name}. "
                 "Evaluate both with samples (`evaluate` keeps them, lm_eval with --log_samples), "
-                "or choose others with --tasks."
+                "or choose others with --columns."
             )
     return (item for task in comparison.tasks for item in _flipped(a, b, task))
 

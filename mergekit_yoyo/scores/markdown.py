@@ -1,7 +1,8 @@
 """Reading a Markdown table of scores: a column of model names, then one column a task.
 
 Published tables state no metric and no setup. Those of `render_markdown` have the metric in the
-header (`arc\\_easy<br>acc\\_norm`), standard errors, and columns for quantization and mean.
+header (`arc\\_easy<br>acc\\_norm`), standard errors, and columns for quantization, mean and what
+else was measured (`perplexity<br>code`).
 """
 
 import re
@@ -12,12 +13,15 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
 from mergekit_yoyo.errors import YoyoError
+from mergekit_yoyo.scores.quantities import Measure, MeasureColumn, column_of
 from mergekit_yoyo.scores.results import UNSTATED, ModelResult, Score, TaskResult
 from mergekit_yoyo.scores.statistics import is_share
 from mergekit_yoyo.seven_tasks import BENCHMARKS
 
 _LOWER = " (lower is better)"
-_NUMBER = re.compile(r"(?P<value>-?\d*\.?\d+)(\s*±\s*(?P<stderr>\d*\.?\d+))?\s*\*?")
+_POSITIVE = r"\d*\.?\d+(?:e[-+]\d\d)?"
+_NUMBER = re.compile(rf"(?P<value>-?{_POSITIVE})(\s*±\s*(?P<stderr>{_POSITIVE}))?\s*\*?")
+_EMPTY = ("", "-", "—")
 
 
 def read_markdown(path: Path, text: str) -> list[ModelResult]:
@@ -29,14 +33,18 @@ def read_markdown(path: Path, text: str) -> list[ModelResult]:
     header, *rows = _first_table(path, text)
     results = []
     for name, *cells in rows:
-        tasks, quantization = {}, None
+        tasks, measures, quantization = {}, {}, None
         for head, cell in zip(header[1:], cells, strict=True):
             task, _, metric = head.partition("\n")
             if task == "quantization":
                 quantization = cell or None
-            elif task != "mean" and cell not in {"", "-", "—"}:
+            elif cell in _EMPTY or task == "mean":
+                continue
+            elif column := column_of(task, metric):
+                measures[column] = _read_measure(f"{path}: {name}, {task}", column, cell)
+            else:
                 tasks[task] = _read_cell(f"{path}: {name}, {task}", task, metric, cell)
-        results.append(ModelResult(name, path, tasks, quantization=quantization))
+        results.append(ModelResult(name, path, tasks, quantization=quantization, measures=measures))
     return results
 
 
@@ -75,6 +83,13 @@ def _read_cell(place: str, task: str, metric: str, cell: str) -> TaskResult:
         size=size,
         lower_is_better=frozenset({metric} if lower else ()),
     )
+
+
+def _read_measure(place: str, column: MeasureColumn, cell: str) -> Measure:
+    number = cell.removesuffix(column.kind.unit).strip() if column.kind.unit else cell
+    if not (match := _NUMBER.fullmatch(number)):
+        raise YoyoError(f"{place}: expected a number such as 4.455 ± 0.031; got {cell!r}.")
+    return Measure(float(match["value"]), float(match["stderr"]) if match["stderr"] else None)
 
 
 def _plain(cell: Token) -> str:

@@ -48,7 +48,13 @@ class Panel:
 
 
 def panels_of(table: Table) -> list[Panel]:
-    """A panel for each task and, where there is one, for the mean."""
+    """A panel for each task and, where there is one, for the mean.
+
+    Raises:
+        YoyoError: the table has no task.
+    """
+    if not table.columns:
+        raise YoyoError("a picture of scores needs a task; these results have none.")
     panels = []
     for column in table.columns:
         metric = "metric not stated" if column.metric == UNSTATED else column.metric

@@ -40,7 +40,9 @@ def draw_table(table: Table) -> "Figure":
     names = [row.result.name for row in table.rows]
     footer = [f"Warning: {warning}" for warning in table.warnings]
     footer += ["dot: score; bar: 95 % interval; filled green: leads every other row beyond 95 %"]
-    footer += [note for note in (scale_note(panels, limits), *table.notes) if note]
+    footer += [scale_note(panels, limits), *table.setup_notes, *table.lead_notes]
+    if beside := dict.fromkeys(column.title for column in table.measures):
+        footer.append(f"in the table only: {', '.join(beside)}")
     figure, axes = draw_grid(
         panels,
         title="Benchmark scores",

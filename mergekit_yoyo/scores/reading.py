@@ -14,8 +14,11 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mergekit_yoyo.errors import YoyoError, explain_invalid, nearest
+from mergekit_yoyo.measured import KEY, Measured
 from mergekit_yoyo.outside import load_json, read_text
 from mergekit_yoyo.scores.markdown import read_markdown
+from mergekit_yoyo.scores.measures import measures_of
+from mergekit_yoyo.scores.quantities import Measure, MeasureColumn
 from mergekit_yoyo.scores.results import (
     ModelResult,
     Score,
@@ -171,16 +174,27 @@ def _read_harness(path: Path, data: dict[str, Any]) -> ModelResult:
     name = Path(model).name if model else ""
     if name in {"", ".", ".."}:  # of the folder that it was run in, which is not recorded
         name = path.resolve().parent.name
+    measures = _measures(path, data)
     return ModelResult(
         name=name,
         source=path,
-        tasks=_tasks(path, data),
+        tasks=_tasks(path, data, required=not measures),
+        measures=measures,
         model=model,
         quantization=quantization.get("label"),
         chat_template=chat_template,
         harness=data.get("lm_eval_version"),
         date=float(date),
     )
+
+
+def _measures(path: Path, data: dict[str, Any]) -> dict[MeasureColumn, Measure]:
+    if data.get(KEY) is None:
+        return {}
+    try:
+        return measures_of(Measured.model_validate(data[KEY]))
+    except ValidationError as error:
+        raise YoyoError(f"{path}: {KEY}: {explain_invalid(error, data[KEY])}.") from None
 
 
 def _pretrained(arguments: object) -> str | None:
@@ -192,7 +206,7 @@ def _pretrained(arguments: object) -> str | None:
     return None
 
 
-def _tasks(path: Path, data: dict[str, Any]) -> dict[str, TaskResult]:
+def _tasks(path: Path, data: dict[str, Any], *, required: bool = True) -> dict[str, TaskResult]:
     """The tasks and groups of one harness result; a group that has a score stands for its tasks."""
     metrics = {task: _metrics(path, task, entry) for task, entry in data["results"].items()}
     groups = data.get("group_subtasks") or {}
@@ -217,7 +231,7 @@ def _tasks(path: Path, data: dict[str, Any]) -> dict[str, TaskResult]:
             dataset=_dataset((data.get("configs") or {}).get(task) or {}),
             samples=samples if samples.exists() else None,
         )
-    if not results:
+    if not results and required:
         raise YoyoError(f"{path}: no scores in this result file.")
     return results
 
@@ -287,4 +301,8 @@ def _merge(first: ModelResult, second: ModelResult) -> ModelResult:
             f"{', '.join(sorted(shared))}; neither says which is newer. "
             f"Name one with --name {second.source}=NEW."
         )
-    return replace(newer, tasks={**older.tasks, **newer.tasks})
+    return replace(
+        newer,
+        tasks={**older.tasks, **newer.tasks},
+        measures={**older.measures, **newer.measures},
+    )

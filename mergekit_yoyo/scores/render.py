@@ -2,6 +2,7 @@
 
 import csv
 import io
+from collections.abc import Callable
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
@@ -20,7 +21,19 @@ _P_VALUE = (
 
 
 def render_terminal(table: Table) -> RenderableType:
-    """The table for `rich`: the standard error under each score, the best in bold with a star."""
+    """The table for `rich`: the standard error under each score, the best in bold with a star.
+
+    What was measured beside the tasks is a table of its own, below.
+    """
+    grids = [_task_grid(table)] if table.columns else []
+    grids += [_measure_grid(table)] if table.measures else []
+    lines = [Text(f"Warning: {warning}", style="bold yellow") for warning in table.warnings]
+    lines += [Text(_LEGEND.format(mark="*"), style="dim")]
+    lines += [Text(note, style="dim") for note in table.notes]
+    return Group(*grids, *lines)
+
+
+def _task_grid(table: Table) -> RichTable:
     grid = RichTable(box=SIMPLE_HEAD, pad_edge=False, padding=0)
     grid.add_column("model", overflow="fold")
     quantized = _any_quantized(table)
@@ -40,10 +53,20 @@ def render_terminal(table: Table) -> RenderableType:
             *cells,
             *([_terminal_cell(row.mean)] if table.has_mean else []),
         )
-    lines = [Text(f"Warning: {warning}", style="bold yellow") for warning in table.warnings]
-    lines += [Text(_LEGEND.format(mark="*"), style="dim")]
-    lines += [Text(note, style="dim") for note in table.notes]
-    return Group(grid, *lines)
+    return grid
+
+
+def _measure_grid(table: Table) -> RichTable:
+    grid = RichTable(box=SIMPLE_HEAD, pad_edge=False)
+    grid.add_column("model", overflow="fold")
+    for column in table.measures:
+        title = Text(f"{column.title}\n{column.subtitle}")
+        longest = max(map(len, column.title.split()))
+        grid.add_column(title, justify="right", overflow="fold", min_width=longest)
+    for row in table.rows:
+        cells = [_terminal_cell(row.measures.get(c), c.kind.show) for c in table.measures]
+        grid.add_row(Text(row.result.name), *cells)
+    return grid
 
 
 def render_markdown(table: Table) -> str:
@@ -52,6 +75,7 @@ def render_markdown(table: Table) -> str:
     header = ["model"] + (["quantization"] if quantized else [])
     header += [f"{_escape(column.task)}<br>{_escape(_metric(column))}" for column in table.columns]
     header += ["mean"] if table.has_mean else []
+    header += [f"{_escape(c.title)}<br>{_escape(c.subtitle)}" for c in table.measures]
     text_columns = 1 + quantized
     rule = ["---"] * text_columns + ["---:"] * (len(header) - text_columns)
     lines = [header, rule]
@@ -60,6 +84,7 @@ def render_markdown(table: Table) -> str:
         line += [_escape(row.result.quantization or "")] if quantized else []
         line += [_markdown_cell(row.cells.get(column.task)) for column in table.columns]
         line += [_markdown_cell(row.mean)] if table.has_mean else []
+        line += [_markdown_cell(row.measures.get(c), c.kind.show) for c in table.measures]
         lines.append(line)
     text = "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
     for warning in table.warnings:
@@ -85,6 +110,10 @@ def render_csv(table: Table) -> str:
                 )
         if row.mean:
             writer.writerow([name, quantization, "mean", "", *_numbers(row.mean, None)])
+        for measure in table.measures:
+            if own := row.measures.get(measure):
+                about = [measure.quantity, measure.subtitle]
+                writer.writerow([name, quantization, *about, *_numbers(own, None)])
     return buffer.getvalue()
 
 
@@ -110,28 +139,53 @@ def render_comparison(comparison: ScoreComparison) -> RenderableType:
     if comparison.mean:
         grid.add_section()
         grid.add_row("mean", "", "", "", *_gap_cells(comparison.mean, "—"))
+    if comparison.measures:
+        grid.add_section()
+    for measure in comparison.measures:
+        column, show = measure.column, measure.column.kind.show
+        grid.add_row(
+            Text(column.title),
+            Text(column.subtitle),
+            *(show(measure.a), show(measure.b)),
+            *_gap_cells(measure.difference, "—", show, exact=not column.kind.on_text),
+        )
     gaps = [task.difference for task in comparison.tasks]
-    beyond = [task.column.task for task in comparison.tasks if task.difference.differs]
+    gaps += [measure.difference for measure in comparison.measures]
     lines = [Text(f"Warning: {w}", style="bold yellow") for w in comparison.warnings]
-    unknown = [task.column.task for task in comparison.tasks if task.difference.p_value is None]
-    verdict = f"{a} and {b} differ beyond 95 % on {', '.join(beyond) if beyond else 'no task'}"
-    if len(unknown) == len(comparison.tasks):
-        verdict = f"whether {a} and {b} differ is unknown: no task has a standard error"
-    elif unknown:
-        verdict += f"; unknown on {', '.join(unknown)}: no standard error"
-    lines.append(Text(verdict, style="bold"))
+    lines.append(Text(_verdict(comparison), style="bold"))
     gaps += [comparison.mean] if comparison.mean else []
     if tests := dict.fromkeys(gap.test for gap in gaps if gap.p_value is not None):
         lines.append(Text(_P_VALUE.format(tests=", ".join(tests)), style="dim"))
     return Group(grid, *lines)
 
 
-def _gap_cells(gap: Difference, flips: str) -> list[Text]:
-    """Difference, paired items, flipped items and p."""
-    error = "?" if gap.stderr is None else f"{gap.stderr:.4f}"
+def _verdict(comparison: ScoreComparison) -> str:
+    a, b = comparison.a.name, comparison.b.name
+    gaps = {task.column.task: task.difference for task in comparison.tasks}
+    unknown = [name for name, gap in gaps.items() if gap.p_value is None]
+    for measure in comparison.measures:  # those of size and speed have no error
+        if measure.column.kind.on_text:
+            gaps[f"{measure.column.title} {measure.column.on or ''}".strip()] = measure.difference
+    if all(gap.p_value is None for gap in gaps.values()):
+        return f"whether {a} and {b} differ is unknown: no task has a standard error"
+    beyond = [name for name, gap in gaps.items() if gap.differs]
+    verdict = f"{a} and {b} differ beyond 95 % on {', '.join(beyond) if beyond else 'no task'}"
+    return verdict + (f"; unknown on {', '.join(unknown)}: no standard error" if unknown else "")
+
+
+def _gap_cells(
+    gap: Difference,
+    flips: str,
+    show: Callable[[float], str] = "{:.4f}".format,
+    *,
+    exact: bool = False,
+) -> list[Text]:
+    """Difference, paired items, flipped items and p; `exact`: none of a sample."""
+    error = "" if exact else f" ± {'?' if gap.stderr is None else show(gap.stderr)}"
+    sign = "-" if gap.value < 0 else "+"
     return [
-        Text(f"{gap.value:+.4f} ± {error}", style="bold" if gap.differs else ""),
-        Text(str(gap.items or "unpaired")),
+        Text(f"{sign}{show(abs(gap.value))}{error}", style="bold" if gap.differs else ""),
+        Text("—" if exact else str(gap.items or "unpaired")),
         Text(flips),
         Text("—" if gap.p_value is None else f"{gap.p_value:.2g}"),
     ]
@@ -155,20 +209,24 @@ def _metric(column: Column) -> str:
     return column.metric + (" (lower is better)" if column.lower_is_better else "")
 
 
-def _terminal_cell(cell: Cell | None) -> Text:
+def _share(value: float) -> str:
+    return f"{value:.3f}"
+
+
+def _terminal_cell(cell: Cell | None, show: Callable[[float], str] = _share) -> Text:
     if cell is None:
         return Text("—", style="dim")
-    text = Text(f"{cell.value:.3f}", style="bold green" if cell.best else "")
+    text = Text(show(cell.value), style="bold green" if cell.best else "")
     text.append("*" if cell.best else " ")
     if cell.stderr is not None:
-        text.append(f"\n±{cell.stderr:.3f} ", style="dim not bold")
+        text.append(f"\n±{show(cell.stderr)} ", style="dim not bold")
     return text
 
 
-def _markdown_cell(cell: Cell | None) -> str:
+def _markdown_cell(cell: Cell | None, show: Callable[[float], str] = _share) -> str:
     if cell is None:
         return "—"
-    value = f"{cell.value:.3f}" + ("" if cell.stderr is None else f" ± {cell.stderr:.3f}")
+    value = show(cell.value) + ("" if cell.stderr is None else f" ± {show(cell.stderr)}")
     return f"**{value}**" if cell.best else value
 
 

@@ -1,8 +1,10 @@
 """What a benchmark run left behind, in one shape; what it does not say is None, never a guess."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+
+from mergekit_yoyo.scores.quantities import Measure, MeasureColumn
 
 UNSTATED = "metric?"
 """The metric of a published number whose metric is not given."""
@@ -45,7 +47,8 @@ class ModelResult:
     """One row to be: a model (in one quantization) and its tasks.
 
     `chat_template` is None where the input does not say whether one was applied; `model` is what
-    the run was given to load (a folder or a Hub name), None where unknown.
+    the run was given to load (a folder or a Hub name), None where unknown. `measures`: what was
+    measured beside the tasks.
     """
 
     name: str
@@ -56,3 +59,4 @@ class ModelResult:
     chat_template: bool | None = None
     harness: str | None = None
     date: float = 0.0
+    measures: Mapping[MeasureColumn, Measure] = field(default_factory=dict)

@@ -89,7 +89,7 @@ def draw_road(table: Table) -> "Figure":
     limits = limits_of(panels)
     footer = [f"Warning: {warning}" for warning in table.warnings]
     footer += ["bar: 95 % interval; dashed: a version without this quantization lies between"]
-    footer += [note for note in (scale_note(panels, limits), *table.setup_notes) if note]
+    footer += [scale_note(panels, limits), *table.setup_notes]
     figure, axes = draw_grid(
         panels,
         title=f"The road from {versions[0]} to {versions[-1]}",

@@ -9,6 +9,13 @@ from dataclasses import dataclass, replace
 
 from mergekit_yoyo.errors import YoyoError, nearest
 from mergekit_yoyo.scores.comparability import find_notes, find_warnings
+from mergekit_yoyo.scores.measures import (
+    choose_measures,
+    measure_difference,
+    measure_notes,
+    measure_warnings,
+)
+from mergekit_yoyo.scores.quantities import MeasureColumn, is_measure
 from mergekit_yoyo.scores.results import UNSTATED, ModelResult
 from mergekit_yoyo.scores.statistics import (
     Difference,
@@ -51,11 +58,12 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """A model, its cells by task, and their mean if it has every task of the table."""
+    """A model, its cells by task, their mean if it has every task of the table, its measures."""
 
     result: ModelResult
     cells: Mapping[str, Cell]
     mean: Cell | None
+    measures: Mapping[MeasureColumn, Cell]
 
 
 @dataclass(frozen=True)
@@ -75,11 +83,13 @@ class Table:
     warnings: Sequence[str]
     setup_notes: Sequence[str]
     lead_notes: Sequence[str]
+    measures: Sequence[MeasureColumn] = ()
+    measure_notes: Sequence[str] = ()
 
     @property
     def notes(self) -> list[str]:
-        """How the scores came about, then how their leads were compared."""
-        return [*self.setup_notes, *self.lead_notes]
+        """How the scores came about, how their leads were compared, what the measures are."""
+        return [*self.setup_notes, *self.lead_notes, *self.measure_notes]
 
     @property
     def has_mean(self) -> bool:
@@ -95,7 +105,9 @@ def build_table(
 
     Args:
         results: the rows, in order.
-        tasks: the columns, in order; without it, all tasks: first the seven, then others as found.
+        tasks: the columns, in order; without it, all tasks: first the seven, then others as found,
+            and all measures. A measure is named by its quantity (`QUANTITIES`), or by that and the
+            text, `perplexity:code`.
         metrics: the metric to show, by task. Without one: acc_norm where every row has it, else
             acc, else the only metric there is.
 
@@ -105,6 +117,8 @@ def build_table(
     Raises:
         YoyoError: a task or metric that is not there, or a task whose metric must be chosen.
     """
+    tasks, named = split_names(results, tasks)
+    measures = choose_measures([result.measures for result in results], named)
     columns = choose_columns(results, tasks, metrics)
     shown = [narrow(result, columns) for result in results]
     tops = {column.task: _top_of(column, shown) for column in columns}
@@ -114,6 +128,7 @@ def build_table(
         lambda row: _mean(row, columns).value,
         lambda a, b: _mean_lead(a, b, columns),
     )
+    measure_tops = {column: _top_measure(column, results) for column in measures}
     rows = []
     for result, row in zip(results, shown, strict=True):
         cells = {
@@ -122,10 +137,35 @@ def build_table(
             if column.task in row.tasks
         }
         mean = _mark(row, _mean(row, columns), top_mean) if row in complete else None
-        rows.append(Row(result, cells, mean))
+        own = {
+            column: _mark(result, Cell(measure.value, measure.stderr), measure_tops[column])
+            for column, measure in result.measures.items()
+            if column in measure_tops
+        }
+        rows.append(Row(result, cells, mean, own))
     shown_tasks = [column.task for column in columns]
     notes = find_notes({c.task: c.metric for c in columns}, results)
-    return Table(columns, rows, find_warnings(shown_tasks, results), notes, _pairing(tops))
+    by_name = {result.name: result.measures for result in results}
+    return Table(
+        columns,
+        rows,
+        [*find_warnings(shown_tasks, results), *measure_warnings(measures, by_name)],
+        notes if columns else [],
+        _pairing(tops),
+        measures,
+        measure_notes(measures, by_name),
+    )
+
+
+def split_names(
+    results: Sequence[ModelResult], names: Sequence[str] | None
+) -> tuple[list[str] | None, list[str] | None]:
+    """The tasks and the measures among the names of columns; None for both means all."""
+    if names is None:
+        return None, None
+    found = {task for result in results for task in result.tasks}
+    measures = [name for name in names if is_measure(name) and name not in found]
+    return [name for name in names if name not in measures], measures
 
 
 def choose_columns(
@@ -229,6 +269,15 @@ def _top_of(column: Column, rows: Sequence[ModelResult]) -> _Top | None:
         [row for row in rows if task in row.tasks],
         lambda row: sign * _score(row, column).value,
         lambda a, b: difference(a.tasks[task], b.tasks[task], column.metric),
+    )
+
+
+def _top_measure(column: MeasureColumn, rows: Sequence[ModelResult]) -> _Top | None:
+    sign = -1 if column.kind.lower_is_better else 1
+    return _top(
+        [row for row in rows if column in row.measures],
+        lambda row: sign * row.measures[column].value,
+        lambda a, b: measure_difference(column, a.measures[column], b.measures[column]),
     )
 
 
