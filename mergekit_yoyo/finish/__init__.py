@@ -3,7 +3,8 @@
 from mergekit_yoyo.finish.card import upload_command
 from mergekit_yoyo.finish.complete import complete
 from mergekit_yoyo.finish.differences import Difference
-from mergekit_yoyo.finish.run import FinishPlan, finish, merge_yaml_of, plan_finish
+from mergekit_yoyo.finish.plan import FinishPlan, merge_yaml_of, plan_finish
+from mergekit_yoyo.finish.run import finish
 
 __all__ = [
     "Difference",
