@@ -6,14 +6,13 @@ are packed by design (gpt-oss, Llama 4) have no such conversion and merge packed
 """
 
 from functools import cache
-from typing import Any
 
 from mergekit.common import ModelReference
 from mergekit.merge_methods.base import TensorGroup
 
 from mergekit_yoyo.algorithm.options import Experts
 from mergekit_yoyo.algorithm.packing import WHOLE, Packing
-from mergekit_yoyo.errors import YoyoError
+from mergekit_yoyo.planning import opened_reader
 
 
 def packing_of(group: TensorGroup, experts: Experts) -> Packing | Experts:
@@ -30,29 +29,12 @@ def packing_of(group: TensorGroup, experts: Experts) -> Packing | Experts:
         return experts if "experts" in name and group.tensors[0].ndim >= 3 else WHOLE
     if experts == "packed":
         return WHOLE
-    for model_type in _model_types(first):
+    reader = opened_reader(first)
+    for model_type in () if reader is None else reader.model_types:
         for target, packing in _packed_targets(model_type):
             if target in name:
                 return packing
     return WHOLE
-
-
-@cache
-def _model_types(model: ModelReference) -> tuple[str, ...]:
-    from mergekit.io.tasks import LoaderCache
-
-    cache_of_thread = LoaderCache()
-    if model not in cache_of_thread.loaders:  # a file of raw tensors: no family, nothing packed
-        return ()
-    try:
-        config = model.config(trust_remote_code=cache_of_thread.trust_remote_code)
-    except (OSError, ValueError) as error:
-        raise YoyoError(
-            f"{model}: its config cannot be read to tell how experts are packed ({error}). "
-            "Set experts: packed or experts: separate."
-        ) from error
-    configs: list[Any] = [config, getattr(config, "text_config", None)]
-    return tuple(c.model_type for c in configs if c is not None)
 
 
 @cache

@@ -3,8 +3,8 @@
 The model is built without storage, as mergekit itself does to find tied weights, once per config.
 """
 
-from functools import cache
-from typing import Any
+from typing import Any, cast
+from weakref import WeakKeyDictionary
 
 import torch
 from mergekit.common import ModelReference
@@ -14,6 +14,7 @@ from mergekit_yoyo.algorithm.options import Experts, TensorKind
 from mergekit_yoyo.algorithm.packing import WHOLE, Packing
 from mergekit_yoyo.errors import YoyoError
 from mergekit_yoyo.model.names import any_index
+from mergekit_yoyo.planning import Reader, opened_reader
 
 _STACKED = Packing(stacked=True)
 
@@ -27,7 +28,8 @@ def kind_of(group: TensorGroup, packing: Packing | Experts) -> tuple[TensorKind,
     Raises YoyoError if the model class cannot be built.
     """
     first, name = group.entries[0].id, group.metadata.name
-    kinds = _kinds(first) if isinstance(first, ModelReference) else {}
+    reader = opened_reader(first)
+    kinds = {} if reader is None else _kinds(reader)
     if not kinds or name is None:
         indexed = group.metadata.vocabulary_axis is not None
         return ("embedding" if indexed else "auto"), packing
@@ -38,39 +40,45 @@ def kind_of(group: TensorGroup, packing: Packing | Experts) -> tuple[TensorKind,
 
 
 def prepare_kinds(model: ModelReference) -> None:
-    """Build the model class while mergekit plans: its GPU threads do not know trust_remote_code.
+    """Build the model class while mergekit plans, once for all of its threads.
 
     Raises YoyoError if the model class cannot be built.
     """
-    from mergekit.io.tasks import LoaderCache
+    reader = opened_reader(model)
+    if reader is not None:  # else it is asked about later
+        _kinds(reader)
 
-    if model in LoaderCache.loaders:  # else it is asked about later
-        _kinds(model)
+
+_known: WeakKeyDictionary[Reader, dict[str, tuple[TensorKind, bool]]] = WeakKeyDictionary()
 
 
-@cache
-def _kinds(model: ModelReference) -> dict[str, tuple[TensorKind, bool]]:
+def _kinds(reader: Reader) -> dict[str, tuple[TensorKind, bool]]:
     """TensorKind of each parameter, and whether it stacks experts; names without layer numbers."""
+    if reader not in _known:
+        _known[reader] = _kinds_in(_built(reader))
+    return _known[reader]
+
+
+def _built(reader: Reader) -> torch.nn.Module:
+    """The model class of an input, without data."""
     from mergekit.common import get_auto_cls
-    from mergekit.io.tasks import LoaderCache
     from transformers.initialization import no_init_weights
 
-    loaders = LoaderCache()
-    if model not in loaders.loaders:  # a file of raw tensors
-        return {}
-    trust = loaders.trust_remote_code
     try:
-        config = model.config(trust_remote_code=trust)
         with torch.device("meta"), no_init_weights():
-            built = get_auto_cls(config.architectures[0]).from_config(
-                config, trust_remote_code=trust
+            built: Any = get_auto_cls(reader.config.architectures[0]).from_config(
+                reader.config, trust_remote_code=reader.trusts
             )
         built.tie_weights()
     except Exception as error:
         raise YoyoError(
-            f"{model}: consensus: recall must know which tensors are embeddings and which are "
-            f"linear layers, and the model class cannot be built ({error})."
+            f"{reader.model}: consensus: recall must know which tensors are embeddings and which "
+            f"are linear layers, and the model class cannot be built ({error})."
         ) from error
+    return cast(torch.nn.Module, built)
+
+
+def _kinds_in(built: torch.nn.Module) -> dict[str, tuple[TensorKind, bool]]:
     tables = {
         id(module.weight) for module in built.modules() if isinstance(module, torch.nn.Embedding)
     }

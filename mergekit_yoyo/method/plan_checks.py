@@ -11,16 +11,17 @@ from collections.abc import Hashable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 from mergekit.common import ModelReference
-from safetensors import safe_open
 
 from mergekit_yoyo.algorithm.consensuses import without_effect
 from mergekit_yoyo.errors import YoyoError
 from mergekit_yoyo.method.module_kind import prepare_kinds
 from mergekit_yoyo.method.refusal import MergeError, refusals
+from mergekit_yoyo.model.checkpoint import read_raw_header
 from mergekit_yoyo.outside import read_json
-from mergekit_yoyo.planning import gathered_weights
+from mergekit_yoyo.planning import Reader, gathered_weights, opened_reader
 from mergekit_yoyo.record import recorder
 
 LOG = logging.getLogger(__name__)
@@ -36,8 +37,7 @@ TWO_STAGES = (
 )
 
 
-# models that were looked at, with the index of files that they had then
-_unquantized: dict[ModelReference, Any] = {}
+_unquantized: WeakSet[Reader] = WeakSet()  # those that were looked at
 
 
 def check_model_files(input_ids: Sequence[Hashable]) -> None:
@@ -45,37 +45,35 @@ def check_model_files(input_ids: Sequence[Hashable]) -> None:
 
     Raises YoyoError, naming the model and a tensor.
     """
-    from mergekit.io.tasks import LoaderCache
-
     for model in input_ids:
         if isinstance(model, ModelReference):
-            loader = LoaderCache().loaders.get(model)
-            if loader:
-                if _unquantized.get(model) is loader.index:
-                    continue
-                folder = Path(loader.index.base_path)
-                files = sorted({folder / file for file in loader.index.tensor_paths.values()})
-                found = _quantization_config(folder / "config.json")
-            else:  # mergekit-pytorch merges single files
-                files, found = [Path(model.model.path)], None
-            found = found or next(filter(None, map(_quantized_tensor, files)), None)
-            if loader and not found:  # other files than safetensors: names only
-                found = next(filter(QUANTIZED_NAME.search, loader.index.tensor_paths), None)
+            reader = opened_reader(model)
+            if reader is None:  # mergekit-pytorch merges single files
+                found = _quantized_tensor(Path(model.model.path).resolve())
+            elif reader in _unquantized:
+                continue
+            else:
+                found = _quantized_input(reader)
             if found:
                 raise YoyoError(
                     f"{model}: its weights are quantized ({found}). Their scales are separate "
                     "tensors, which a merge would drop: dequantize the model first."
                 )
-            if loader:
-                _unquantized[model] = loader.index
+            if reader is not None:
+                _unquantized.add(reader)
 
 
-def _quantization_config(config: Path) -> str | None:
+def _quantized_input(reader: Reader) -> str | None:
+    """What says that the weights of an input are quantized: its config, a header, or a name."""
+    folder = Path(reader.index.base_path).resolve()
+    config = folder / "config.json"
     settings = read_json(config) if config.is_file() else {}
     if quantization := settings.get("quantization_config"):
         known = isinstance(quantization, dict) and quantization.get("quant_method")
         return f"quantization_config: {known or 'unknown method'}"
-    return None
+    files = sorted({folder / file for file in reader.names.values()})
+    found = next(filter(None, map(_quantized_tensor, files)), None)
+    return found or next(filter(QUANTIZED_NAME.search, reader.names), None)
 
 
 def _quantized_tensor(file: Path) -> str | None:
@@ -86,13 +84,15 @@ def _quantized_tensor(file: Path) -> str | None:
 
 @cache
 def _quantized_in(file: Path, changed: int) -> str | None:
-    """The first quantized tensor in the header of a file as it was at a time."""
-    with safe_open(file, framework="pt") as tensors:
-        for name in tensors.keys():  # noqa: SIM118
-            dtype = tensors.get_slice(name).get_dtype()
-            if dtype.startswith(("F8", "F4", "F6")) or QUANTIZED_NAME.search(name):
-                return f"{name} is {dtype}"
-    return None
+    """The first quantized tensor in the header of a file, given with its whole path and time."""
+    return next(
+        (
+            f"{name} is {dtype}"
+            for name, dtype, _ in read_raw_header(file)
+            if dtype.startswith(("F8", "F4", "F6")) or QUANTIZED_NAME.search(name)
+        ),
+        None,
+    )
 
 
 def check_task(task: Any, yaml: str) -> None:
@@ -167,11 +167,9 @@ def _plan_record(task: Any, yaml: str) -> None:
 
 
 def _has_weight(task: Any, model: ModelReference) -> bool:
-    from mergekit.io.tasks import LoaderCache
-
-    weights, loader = gathered_weights(task), LoaderCache().loaders.get(model)
-    if weights is None or loader is None:
+    weights, reader = gathered_weights(task), opened_reader(model)
+    if weights is None or reader is None:
         return True  # not a checkpoint on disk: the merge itself will tell
     weight = weights[model]
     names = [weight.name, *(weight.aliases or ()), *(weight.tied_names or ())]
-    return any(name in loader.index.tensor_paths for name in names)
+    return any(name in reader.names for name in names)

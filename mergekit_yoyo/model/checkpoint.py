@@ -123,14 +123,23 @@ def read_header(file: Path) -> Iterator[tuple[str, TensorInfo]]:
     Raises:
         YoyoError: the file is not there, damaged, or has a dtype that is not known here.
     """
+    for name, dtype, shape in read_raw_header(file):
+        if dtype not in DTYPES:
+            raise YoyoError(f"{file}: {name} has dtype {dtype}, which is not supported.")
+        yield name, TensorInfo(shape, DTYPES[dtype])
+
+
+def read_raw_header(file: Path) -> Iterator[tuple[str, str, tuple[int, ...]]]:
+    """Names of a safetensors file, dtypes in the format's own words (of any kind), and shapes.
+
+    Raises:
+        YoyoError: the file is not there, or damaged.
+    """
     try:
         with safe_open(file, framework="pt") as opened:
             for name in opened.keys():  # noqa: SIM118 -- not a dictionary
                 part = opened.get_slice(name)
-                dtype = part.get_dtype()
-                if dtype not in DTYPES:
-                    raise YoyoError(f"{file}: {name} has dtype {dtype}, which is not supported.")
-                yield name, TensorInfo(tuple(part.get_shape()), DTYPES[dtype])
+                yield name, part.get_dtype(), tuple(part.get_shape())
     except (OSError, RuntimeError, SafetensorError) as error:  # RuntimeError: no room to map it
         raise YoyoError(f"{file}: this safetensors file cannot be read: {error}") from None
 

@@ -11,16 +11,18 @@ from mergekit_yoyo.planning.hook import (
     watching,
 )
 from mergekit_yoyo.planning.law import Account
-from mergekit_yoyo.planning.reading import gathered_weights, reader_of
+from mergekit_yoyo.planning.reading import Reader, gathered_weights, opened_reader, reader_of
 
 __all__ = [
     "Account",
+    "Reader",
     "differing",
     "gathered_weights",
     "install",
     "is_switched_off",
     "lost_in",
     "notes_on",
+    "opened_reader",
     "planning",
     "reader_of",
     "refusal",

@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 from mergekit_yoyo.errors import YoyoError
 from mergekit_yoyo.planning.law import Account, account
+from mergekit_yoyo.planning.opened import opened_anew
 from mergekit_yoyo.planning.repair import Repair
 from mergekit_yoyo.planning.slices import layers_of, readers_of
 
@@ -127,6 +128,10 @@ def _whole(
 
     @wraps(plan)
     def whole(planner: Any) -> None:
+        with opened_anew():
+            planned(planner)
+
+    def planned(planner: Any) -> None:
         mode = _mode_of(planner)
         if mode is None:
             plan(planner)
@@ -136,14 +141,14 @@ def _whole(
             planner._repair = Repair(planner, plan_tensor)
         try:
             plan(planner)
-            planned = [task for _, task in planner._tensors]
-            _check(planned, check, yaml)
+            tasks = [task for _, task in planner._tensors]
+            _check(tasks, check, yaml)
             if mode == "mends":
                 planner._account = planner._repair.plan_rest()
-                _check([task for _, task in planner._tensors[len(planned) :]], check, yaml)
+                _check([task for _, task in planner._tensors[len(tasks) :]], check, yaml)
                 planner._repair.tell_config()
             else:
-                planner._account = account(planned, layers_of(planner), readers_of(planner))
+                planner._account = account(tasks, layers_of(planner), readers_of(planner))
         except YoyoError as error:
             raise refuse(str(error)) from error
         if planner._account.lost and mode != "watches":

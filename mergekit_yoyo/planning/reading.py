@@ -6,6 +6,7 @@ of its config only. Here `model.sources` answers for the whole class at once, pa
 
 import logging
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -18,8 +19,10 @@ from mergekit.io.lazy_tensor_loader import ShardedTensorIndex
 from mergekit.io.tasks import GatherTensors, LoaderCache
 from safetensors import safe_open
 
+from mergekit_yoyo.errors import YoyoError
 from mergekit_yoyo.model.checkpoint import TensorInfo, read_header
 from mergekit_yoyo.model.sources import Sources
+from mergekit_yoyo.planning.opened import is_opened
 
 LOG = logging.getLogger(__name__)
 
@@ -29,21 +32,44 @@ _OPEN_FILES = 8  # of one model at a time
 class Reader:
     """One input of a merge: the names in its files, and what they become in its model class.
 
-    sources: None where transformers does not have the class; then only names say what is what.
+    trusts: whether code that comes with the model may be run; asked when the reader is made, since
+    mergekit's threads do not know it.
     """
 
     def __init__(self, model: ModelReference, index: ShardedTensorIndex) -> None:
         self.model, self.index = model, index
         self.names = index.tensor_paths
-        self.config = model.config(trust_remote_code=LoaderCache().trust_remote_code)
-        self.sources: Sources | None = None
-        try:
-            self.sources = Sources(self.config, self.names)
-        except Exception as error:  # of any kind: custom classes fail in their own ways
-            LOG.warning("%s: packed or renamed tensors are not looked up: %s", model, error)
+        self.trusts: bool = LoaderCache().trust_remote_code
         self._infos: dict[str, dict[str, TensorInfo]] = {}
         self._open: dict[tuple[Path, str], Any] = {}
         self._lock = Lock()
+
+    @cached_property
+    def config(self) -> Any:
+        """Its configuration, as transformers reads it.
+
+        Raises:
+            YoyoError: transformers does not read it.
+        """
+        try:
+            return self.model.config(trust_remote_code=self.trusts)
+        except (OSError, ValueError) as error:
+            raise YoyoError(f"{self.model}: its config.json cannot be read ({error}).") from error
+
+    @property
+    def model_types(self) -> tuple[str, ...]:
+        """The model type at the top of its config, and that of its language model."""
+        configs = [self.config, getattr(self.config, "text_config", None)]
+        return tuple(config.model_type for config in configs if config is not None)
+
+    @cached_property
+    def sources(self) -> Sources | None:
+        """None where transformers does not have the class; then only names say what is what."""
+        try:
+            return Sources(self.config, self.names)
+        except Exception as error:  # of any kind: custom classes fail in their own ways
+            LOG.warning("%s: packed or renamed tensors are not looked up: %s", self.model, error)
+            return None
 
     def read_from(self, weight: WeightInfo) -> tuple[str, ...]:
         """The checkpoint's tensors that `weight` is read from; none if it has no such weight.
@@ -131,6 +157,11 @@ class Reader:
 
 
 _readers: dict[ModelReference, Reader] = {}
+
+
+def opened_reader(model: object) -> Reader | None:
+    """The reader of an input that mergekit opened; None: a file of raw tensors, or no model."""
+    return reader_of(model) if isinstance(model, ModelReference) and is_opened(model) else None
 
 
 def reader_of(model: ModelReference) -> Reader:
