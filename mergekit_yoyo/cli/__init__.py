@@ -3,11 +3,13 @@
 import errno
 import os
 import sys
+import traceback
 from importlib import import_module
 
 import click
 
 from mergekit_yoyo import __version__
+from mergekit_yoyo.cli.command import is_verbose
 from mergekit_yoyo.errors import YoyoError, explain_os_error, nearest
 
 # name -> (module that holds a click command called `command`, one line of help)
@@ -64,6 +66,8 @@ class LazyCommands(click.Group):
         try:
             return super().invoke(ctx)
         except YoyoError as error:
+            if is_verbose(ctx):
+                traceback.print_exc()
             click.echo(f"Error: {error}", err=True)
             sys.exit(2)
         except OSError as error:

@@ -2,12 +2,18 @@
 
 import click
 
+from mergekit_yoyo.cli.command import our_command
 from mergekit_yoyo.doctor import examine
 
 
-@click.command()
+@our_command("doctor")
 def command() -> None:
-    """Say whether mergekit knows yoyo_fusion, with which versions, on which devices."""
+    """Say whether mergekit knows yoyo_fusion, with which versions, on which devices.
+
+    \b
+    Example:
+      mergekit-yoyo doctor
+    """
     findings = examine()
     for finding in findings:
         click.echo(finding)

@@ -4,12 +4,19 @@ from pathlib import Path
 
 import click
 
+from mergekit_yoyo.cli.command import Renamed, our_command, shown_progress
+from mergekit_yoyo.cli.places import Place
 from mergekit_yoyo.seven_tasks import SEVEN_TASKS
-from mergekit_yoyo.terminal import TerminalProgress
 
 
-@click.command()
-@click.argument("models", metavar="MODEL...", nargs=-1, required=True)
+@our_command("evaluate")
+@click.argument(
+    "models",
+    metavar="MODEL...",
+    nargs=-1,
+    required=True,
+    type=Place("a model folder", "an MLX model", path_type=str),
+)
 @click.option(
     "--tasks",
     default=",".join(SEVEN_TASKS),
@@ -33,6 +40,7 @@ from mergekit_yoyo.terminal import TerminalProgress
 )
 @click.option(
     "--windows",
+    metavar="N",
     type=click.IntRange(min=2),
     default=32,
     show_default=True,
@@ -40,14 +48,25 @@ from mergekit_yoyo.terminal import TerminalProgress
 )
 @click.option(
     "--window-tokens",
+    metavar="N",
     type=click.IntRange(min=8),
     default=512,
     show_default=True,
     help="How long each is.",
 )
-@click.option("--limit", type=click.IntRange(min=1), help="Only the first N items of each task.")
 @click.option(
-    "--out",
+    "--limit",
+    metavar="N",
+    type=click.IntRange(min=1),
+    help="Only the first N items of each task.",
+)
+@click.option(
+    "-o",
+    "--output",
+    "out",
+    cls=Renamed,
+    old=["--out"],
+    metavar="FOLDER",
     type=click.Path(path_type=Path, file_okay=False),
     default=Path("scores"),
     show_default=True,
@@ -60,17 +79,21 @@ from mergekit_yoyo.terminal import TerminalProgress
 )
 @click.option(
     "--num-fewshot",
+    metavar="N",
     type=click.IntRange(min=0),
     help="Examples before each item.  [default: the task's own; none for the seven]",
 )
 @click.option(
     "--include-path",
+    metavar="FOLDER",
     type=click.Path(path_type=Path),
     help="Folder with your own lm-eval tasks (YAML).",
 )
-@click.option("--batch-size", type=click.IntRange(min=1), default=8, show_default=True)
-@click.option("--device", help="Device for transformers models, such as cuda:1 or mps.")
-@click.option("--seed", type=int, default=1234, show_default=True)
+@click.option("--batch-size", metavar="N", type=click.IntRange(min=1), default=8, show_default=True)
+@click.option(
+    "--device", metavar="DEVICE", help="Device for transformers models, such as cuda:1 or mps."
+)
+@click.option("--seed", metavar="N", type=int, default=1234, show_default=True)
 @click.option("--run-code", is_flag=True, help="Let tasks run the code that a model writes.")
 @click.option(
     "--restart", is_flag=True, help="Start over: replace earlier results of these models."
@@ -97,6 +120,11 @@ def command(
     --text also measure how it predicts, what it weighs and how fast it runs.
 
     Tasks that are done already are kept: after an interruption, run the same command again.
+
+    \b
+    Examples:
+      mergekit-yoyo evaluate ./merged ./merged-mlx
+      mergekit-yoyo evaluate ./merged --tasks boolq --limit 50 -o quick-look
     """
     from mergekit_yoyo.evaluation import EvaluationSettings, Measuring, evaluate
     from mergekit_yoyo.text import parse_texts
@@ -114,7 +142,7 @@ def command(
         measuring=Measuring(parse_texts(texts), against, window_tokens, windows),
         run_code=run_code,
     )
-    with TerminalProgress() as progress:
+    with shown_progress() as progress:
         files = evaluate(models, out, settings, restart=restart, progress=progress)
     for file in files:
         click.echo(file)

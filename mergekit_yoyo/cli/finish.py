@@ -5,18 +5,30 @@ from typing import Literal
 
 import click
 
-from mergekit_yoyo.terminal import TerminalProgress, stdout_console
+from mergekit_yoyo.cli.command import our_command, shown_progress
+from mergekit_yoyo.cli.places import Kind, Place
+from mergekit_yoyo.terminal import stdout_console
 
 Folder = click.Path(path_type=Path)
 
 
-@click.command(name="finish")
-@click.argument("merge", type=Folder)
+NOT_MLX: dict[Kind, str] = {
+    "an MLX model": "Finish the merge that it was made of, then convert that with "
+    "`mergekit-yoyo mlx`."
+}
+
+
+@our_command("finish")
+@click.argument("merge", type=Place("a model folder", advice=NOT_MLX))
 @click.option(
     "--check", is_flag=True, help="Only report what would change; exit with 1 if anything would."
 )
 @click.option(
-    "-o", "--output", type=Folder, help="Write a finished copy here and leave MERGE alone."
+    "-o",
+    "--output",
+    metavar="FOLDER",
+    type=Folder,
+    help="Write a finished copy here and leave MERGE alone.",
 )
 @click.option(
     "--donor",
@@ -25,7 +37,8 @@ Folder = click.Path(path_type=Path)
 )
 @click.option(
     "--config",
-    type=Folder,
+    metavar="YAML",
+    type=Place("a merge YAML"),
     help="The merge YAML, if mergekit's run died before it left it in MERGE.",
 )
 @click.option(
@@ -35,7 +48,13 @@ Folder = click.Path(path_type=Path)
     show_default=True,
     help="config.json in the donor's spelling, or the old and the new one side by side.",
 )
-@click.option("--max-shard-size", default="5GB", show_default=True, help="Of the weight files.")
+@click.option(
+    "--max-shard-size",
+    metavar="SIZE",
+    default="5GB",
+    show_default=True,
+    help="Of the weight files.",
+)
 @click.option(
     "--complete",
     is_flag=True,
@@ -63,12 +82,17 @@ def command(
 
     Tensor names and shapes, config.json, tokenizer files and the model card become those that
     every loader and the Hub expect. A second run changes nothing.
+
+    \b
+    Examples:
+      mergekit-yoyo finish ./merged --check
+      mergekit-yoyo finish ./merged -o ./finished
     """
     from mergekit_yoyo import finish as finishing
     from mergekit_yoyo.finish import finish, plan_finish, upload_command
 
     out = stdout_console()
-    with TerminalProgress() as progress:
+    with shown_progress() as progress:
         if complete:
             if check:
                 raise click.UsageError("--complete writes tensors, and --check writes nothing.")

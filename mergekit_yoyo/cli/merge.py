@@ -1,16 +1,22 @@
 """`mergekit-yoyo merge`: the whole road of a merge in one command."""
 
 import gc
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import click
 
+from mergekit_yoyo.cli.command import is_quiet, note, our_command, output_folder, shown_progress
+from mergekit_yoyo.cli.places import Kind, Place
 from mergekit_yoyo.errors import YoyoError
 from mergekit_yoyo.merging.early import start_server
-from mergekit_yoyo.progress import SILENT, Progress
-from mergekit_yoyo.terminal import TerminalProgress
+from mergekit_yoyo.progress import Progress
+
+# What is done with a file of several stages, each of which would be a merge of its own.
+SEVERAL_STAGES: dict[Kind, str] = {
+    "a mergekit-multi file": "Its stages are merged by mergekit-multi: `mergekit-multi YAML "
+    "--intermediate-dir ./stages --out-path ./merged`; then `mergekit-yoyo finish ./merged`."
+}
 
 # mergekit-yaml's options that make sense here: name, kind ("flag" or a type), default, help.
 MERGEKIT_OPTIONS: tuple[tuple[str, Any, Any, str], ...] = (
@@ -49,9 +55,12 @@ def _with_mergekits_options(command: Any) -> Any:
     return command
 
 
-@click.command(name="merge")
-@click.argument("file", metavar="YAML", type=click.Path(path_type=Path))
-@click.argument("target", type=click.Path(path_type=Path))
+@our_command("merge")
+@click.argument("file", metavar="YAML", type=Place("a merge YAML", advice=SEVERAL_STAGES))
+@click.argument("target", metavar="FOLDER", required=False, type=click.Path(path_type=Path))
+@click.option(
+    "-o", "--output", metavar="FOLDER", type=click.Path(path_type=Path), help="The same as FOLDER."
+)
 @click.option("--workers", type=click.IntRange(1), metavar="N", help="Processes.  [default: auto]")
 @click.option("--memory", metavar="SIZE", help="For all workers, e.g. 16GB.  [default: free]")
 @click.option(
@@ -64,21 +73,20 @@ def _with_mergekits_options(command: Any) -> Any:
 @click.option("--fresh", is_flag=True, help="Forget what an earlier run did; replace a merge.")
 @click.option("--force", is_flag=True, help="Merge though the look before finds errors.")
 @click.option("--no-finish", is_flag=True, help="Leave the merge as mergekit writes it.")
-@click.option("-q", "--quiet", is_flag=True, help="Say errors only.")
 @_with_mergekits_options
 def command(
     file: Path,
-    target: Path,
+    target: Path | None,
+    output: Path | None,
     workers: int | None,
     memory: str | None,
     ray: str | None,
     fresh: bool,
     force: bool,
     no_finish: bool,
-    quiet: bool,
     **mergekits: Any,
 ) -> None:
-    """Merge what YAML says into the folder TARGET: look, merge on all cores, finish.
+    """Merge what YAML says into FOLDER: look, merge on all cores, finish.
 
     Any merge method of mergekit. The same command goes on where an earlier run stopped; the
     result is tensor for tensor that of mergekit-yaml.
@@ -89,6 +97,7 @@ def command(
       mergekit-yoyo merge merge.yml ./merged --workers 8 --memory 64GB
       mergekit-yoyo merge merge.yml ./merged --ray auto
     """
+    target = output_folder(target, output, "mergekit-yoyo merge YAML FOLDER")
     if not ray and workers != 1:
         start_server()
     gc.disable()  # importing takes a third longer with it
@@ -117,7 +126,7 @@ def command(
         finish(plan, progress=progress)
         notes.extend(plan.notes)
 
-    with TerminalProgress() if not quiet else nullcontext(SILENT) as progress:
+    with shown_progress() as progress:
         _look(file, target, progress, force=force)
         merged = merge(
             merge_yaml,
@@ -128,9 +137,9 @@ def command(
             complete=(lambda _: None) if no_finish else complete,
             progress=progress,
         )
-    for note in dict.fromkeys(notes):
-        click.echo(f"note: {note}", err=True)
-    if not quiet:
+    for text in dict.fromkeys(notes):
+        note(f"note: {text}")
+    if not is_quiet():
         click.echo(f"{target}: {merged}. To publish it:\n\n  {upload_command(target)}")
 
 

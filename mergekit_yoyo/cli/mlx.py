@@ -9,19 +9,29 @@ from rich.console import Console
 from rich.table import Table
 
 from mergekit_yoyo import mlx
+from mergekit_yoyo.cli.command import is_quiet, note, our_command, output_folder
+from mergekit_yoyo.cli.places import Kind, Place
 from mergekit_yoyo.errors import YoyoError
 from mergekit_yoyo.staging import format_bytes
 
+UNQUANTIZED: dict[Kind, str] = {
+    "an MLX model": "Start from the model that it was made of, whose weights are whole."
+}
 
-@click.command()
-@click.argument("source")
-@click.argument("target", required=False, type=click.Path(path_type=Path))
+
+@our_command("mlx")
+@click.argument("source", type=Place("a model folder", advice=UNQUANTIZED, path_type=str))
+@click.argument("target", metavar="FOLDER", required=False, type=click.Path(path_type=Path))
+@click.option(
+    "-o", "--output", metavar="FOLDER", type=click.Path(path_type=Path), help="The same as FOLDER."
+)
 @click.option(
     "--quant", metavar="NAME", help="Recipe: qx86-hi, qx64, q6, mxfp4, bf16, ... (--list)"
 )
 @click.option(
     "--recipe",
     "recipe_file",
+    metavar="YAML",
     type=click.Path(path_type=Path),
     help="YAML file with fields of a recipe; `base: NAME` starts from a named one.",
 )
@@ -35,9 +45,14 @@ from mergekit_yoyo.staging import format_bytes
     help="Print what each module would get; stop. A SOURCE on the Hub is downloaded first.",
 )
 @click.option(
-    "--period", type=int, help="Attention at the high width in every N-th layer; 0: none."
+    "--period",
+    metavar="N",
+    type=int,
+    help="Attention at the high width in every N-th layer; 0: none.",
 )
-@click.option("--offset", type=int, help="The first layer with attention at the high width.")
+@click.option(
+    "--offset", metavar="N", type=int, help="The first layer with attention at the high width."
+)
 @click.option(
     "--projection",
     "projections",
@@ -45,7 +60,9 @@ from mergekit_yoyo.staging import format_bytes
     metavar="REGEX",
     help="Which projections are attention paths (repeatable), e.g. '[vo]_proj'.",
 )
-@click.option("--group-size", type=int, help="Weights that share a scale: 32, 64 or 128.")
+@click.option(
+    "--group-size", metavar="N", type=int, help="Weights that share a scale: 32, 64 or 128."
+)
 @click.option(
     "--bits",
     "modules",
@@ -63,18 +80,22 @@ from mergekit_yoyo.staging import format_bytes
     default=None,
     help="Compare logits with transformers; by default if it fits in memory.",
 )
-@click.option("--max-kl", type=float, help="Refuse a drift above this, in nats per token.")
+@click.option(
+    "--max-kl", metavar="NATS", type=float, help="Refuse a drift above this, in nats per token."
+)
 @click.option(
     "--max-context",
+    metavar="N",
     type=int,
     help="Tokens that the export is meant for, if fewer than the model's own length.",
 )
 @click.option("--base-model", metavar="OWNER/NAME", help="Hub name of the merge, for the card.")
-@click.option("--revision", help="Branch, tag or commit of a SOURCE on the Hub.")
-@click.option("--overwrite", is_flag=True, help="Replace TARGET if it is an earlier export.")
+@click.option("--revision", metavar="COMMIT", help="Branch, tag or commit of a SOURCE on the Hub.")
+@click.option("--overwrite", is_flag=True, help="Replace FOLDER if it is an earlier export.")
 def command(
     source: str,
     target: Path | None,
+    output: Path | None,
     quant: str | None,
     recipe_file: Path | None,
     list_recipes: bool,
@@ -92,7 +113,13 @@ def command(
     revision: str | None,
     overwrite: bool,
 ) -> None:
-    """Convert the model SOURCE (a folder or a Hub name) to an MLX model in the folder TARGET."""
+    """Convert the model SOURCE (a folder or a Hub name) to an MLX model in FOLDER.
+
+    \b
+    Examples:
+      mergekit-yoyo mlx ./merged --list
+      mergekit-yoyo mlx ./merged ./merged-mlx --quant qx86-hi
+    """
     # Names and regular expressions may hold brackets, and a pipe has no width.
     width = None if sys.stdout.isatty() else 160
     out = Console(markup=False, highlight=False, soft_wrap=True, width=width)
@@ -119,8 +146,7 @@ def command(
         out.print(_plan_table(plan))
         _print_notes(plan.notes)
         return
-    if target is None:
-        raise YoyoError("expected a folder to write: mergekit-yoyo mlx SOURCE TARGET --quant NAME.")
+    target = output_folder(target, output, "mergekit-yoyo mlx SOURCE FOLDER --quant NAME")
     made = mlx.export_model(
         source,
         target,
@@ -131,7 +157,7 @@ def command(
         base_model=base_model,
         revision=revision,
         overwrite=overwrite,
-        progress=True,
+        progress=not is_quiet(),
     )
     out.print(_plan_table(made.plan))
     if made.verification:
@@ -197,5 +223,5 @@ def _list_table(plans: "list[mlx.Plan]") -> Table:
 
 
 def _print_notes(notes: "list[str] | tuple[str, ...]") -> None:
-    for note in notes:
-        click.echo(f"note: {note}", err=True)
+    for text in notes:
+        note(f"note: {text}")

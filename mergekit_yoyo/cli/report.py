@@ -4,6 +4,8 @@ from pathlib import Path
 
 import click
 
+from mergekit_yoyo.cli.command import note, our_command
+from mergekit_yoyo.cli.places import Place
 from mergekit_yoyo.errors import YoyoError
 from mergekit_yoyo.record.reading import read_record
 from mergekit_yoyo.report import (
@@ -20,9 +22,12 @@ from mergekit_yoyo.terminal import stdout_console
 _PIPED_WIDTH = 80  # the tables fold: a log or an issue shows them as a terminal does
 
 
-@click.command()
-@click.argument("record", type=click.Path(path_type=Path))
-@click.argument("other", required=False, type=click.Path(path_type=Path))
+RECORD = Place("the record of a merge", "a model folder")
+
+
+@our_command("report")
+@click.argument("record", type=RECORD)
+@click.argument("other", required=False, type=RECORD)
 @click.option(
     "--html",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -39,6 +44,11 @@ def command(record: Path, other: Path | None, html: Path | None, png: Path | Non
     """What a merge did, from the RECORD that `parameters: {report: FILE}` in its YAML leaves.
 
     With OTHER, the record of another merge of the same inputs: what differs between the two.
+
+    \b
+    Examples:
+      mergekit-yoyo report ./merged-report.jsonl --html report.html
+      mergekit-yoyo report before.jsonl after.jsonl
     """
     for option, out in (("--html", html), ("--png", png)):
         if out and other:
@@ -67,4 +77,4 @@ def command(record: Path, other: Path | None, html: Path | None, png: Path | Non
     console.print(render_summary(summary), soft_wrap=False, width=width)
     write_files(files)
     for file in files:
-        click.echo(f"wrote {file}", err=True)
+        note(f"wrote {file}")

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from mergekit_yoyo.cli.command import Renamed, note, our_command
+from mergekit_yoyo.cli.places import Place
 from mergekit_yoyo.errors import YoyoError, nearest
 from mergekit_yoyo.scores import (
     ModelResult,
@@ -32,12 +34,22 @@ _RENDERERS: dict[str, Callable[[Table], bytes]] = {
 }
 
 
-@click.command()
-@click.argument("paths", metavar="RESULT...", nargs=-1, required=True, type=Path)
+@our_command("scores")
+@click.argument(
+    "paths",
+    metavar="RESULT...",
+    nargs=-1,
+    required=True,
+    type=Place("results of lm-eval", "a folder of results", "a model folder", "an MLX model"),
+)
 @click.option(
-    "--out",
+    "-o",
+    "--output",
     "outs",
+    cls=Renamed,
+    old=["--out"],
     multiple=True,
+    metavar="FILE",
     type=click.Path(path_type=Path, dir_okay=False),
     help="Write the table to a .md, .csv or .png file; may be repeated.",
 )
@@ -101,21 +113,26 @@ def command(
     (files or folders), or a Markdown table.
 
     The best of a column is marked only where it is told apart from every other row beyond 95 %.
+
+    \b
+    Examples:
+      mergekit-yoyo scores scores/* -o scores.md -o scores.png
+      mergekit-yoyo scores scores/* --compare merged merged-mlx
     """
     if road and road.suffix != ".png":
         raise YoyoError(f"--road {road}: expected a .png file.")
     for out in outs:
         if out.suffix not in _RENDERERS:
-            raise YoyoError(f"--out {out}: expected one of {', '.join(_RENDERERS)}.")
+            raise YoyoError(f"--output {out}: expected one of {', '.join(_RENDERERS)}.")
         if not out.parent.is_dir():
-            raise YoyoError(f"--out {out}: no folder {out.parent}.")
+            raise YoyoError(f"--output {out}: no folder {out.parent}.")
     if eval_results and card is None:
         raise YoyoError("--eval-results needs --card FOLDER.")
     if items and not pair:
         raise YoyoError("--items needs --compare A B.")
     if pair and (outs or card or road):
         raise YoyoError(
-            "--compare shows two rows and writes no table: leave out --out and --card and --road, "
+            "--compare shows two rows and writes no table: leave out --output, --card and --road, "
             "or run scores again for them."
         )
     results = read_results(paths, _pairs("--name", names))
@@ -145,14 +162,14 @@ def command(
         notes = prepared.notes
     console.print(render_terminal(table))
     _write(files)
-    for note in notes:
-        click.echo(f"{card}: {note}", err=True)
+    for text in notes:
+        note(f"{card}: {text}")
 
 
 def _write(files: Mapping[Path, bytes]) -> None:
     write_files(files)
     for file in files:
-        click.echo(f"wrote {file}", err=True)
+        note(f"wrote {file}")
 
 
 def _pairs(option: str, values: Iterable[str]) -> dict[str, str]:

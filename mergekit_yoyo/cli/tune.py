@@ -1,28 +1,33 @@
 """`mergekit-yoyo tune`: options for `mergekit_yoyo.tuning.tune`."""
 
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import click
 
+from mergekit_yoyo.cli.command import Renamed, note, our_command, shown_progress
+from mergekit_yoyo.cli.places import Kind, Place
 from mergekit_yoyo.errors import YoyoError
-from mergekit_yoyo.progress import SILENT
-from mergekit_yoyo.terminal import TerminalProgress, stdout_console
+from mergekit_yoyo.terminal import stdout_console
+
+ONE_MERGE: dict[Kind, str] = {
+    "a mergekit-multi file": "Tune one stage at a time: write it into a file of its own."
+}
 
 
-@click.command()
-@click.argument("file", metavar="YAML", type=click.Path(path_type=Path))
+@our_command("tune")
+@click.argument("file", metavar="YAML", type=Place("a merge YAML", advice=ONE_MERGE))
 @click.option(
     "-o",
     "--output",
+    cls=Renamed,
+    old=["--out"],
     type=click.Path(path_type=Path, dir_okay=False),
     default=Path("tuned.yml"),
     show_default=True,
     metavar="FILE",
     help="The YAML to write; a picture goes beside it.",
 )
-@click.option("--out", "old_output", type=click.Path(path_type=Path), hidden=True)
 @click.option(
     "--text",
     "texts",
@@ -76,11 +81,9 @@ from mergekit_yoyo.terminal import TerminalProgress, stdout_console
 @click.option("--device", metavar="DEVICE", help="cpu, cuda, cuda:1, mps.  [default: the best]")
 @click.option("--alone", is_flag=True, help="Do not measure other methods for orientation.")
 @click.option("--fresh", is_flag=True, help="Forget what an earlier run measured.")
-@click.option("-q", "--quiet", is_flag=True, help="Say the result only.")
 def command(
     file: Path,
     output: Path,
-    old_output: Path | None,
     texts: tuple[str, ...],
     move: tuple[str, ...],
     by: Any,
@@ -93,7 +96,6 @@ def command(
     device: str | None,
     alone: bool,
     fresh: bool,
-    quiet: bool,
 ) -> None:
     """Find the strength of the merge in YAML (and what else it may move), without data.
 
@@ -111,7 +113,6 @@ def command(
     from mergekit_yoyo.tuning import Search, Texts, tune
 
     transformers_logging.disable_progress_bar()  # it would draw over ours
-    output = old_output or output
     folder = texts_folder or output.with_name(f"{output.stem}-texts")
     on = _device(device)
     how = Search(
@@ -127,13 +128,13 @@ def command(
     reading = Texts(
         parse_texts(texts), folder, Writing(samples, tokens, seed), length=tokens, most=samples
     )
-    with TerminalProgress() if not quiet else nullcontext(SILENT) as progress:
+    with shown_progress() as progress:
         done = tune(file, output, _merging(on, seed), reading, how, progress=progress)
     stdout_console().print(done.outcome.table())
     for sentence in done.outcome.sentences():
         click.echo(sentence)
     for written in done.files:
-        click.echo(f"wrote {written}", err=True)
+        note(f"wrote {written}")
 
 
 def _merging(device: str, seed: int) -> Any:

@@ -93,7 +93,7 @@ def evaluate(
         if names.count(folder.name) > 1:
             raise YoyoError(
                 f"two models are named {folder.name}: their results would share a folder. "
-                "Evaluate them with different --out."
+                "Evaluate them with different --output."
             )
         if settings.apply_chat_template and not folder.has_chat_template:
             raise YoyoError(f"{folder.given}: --apply-chat-template, but it has no chat template.")

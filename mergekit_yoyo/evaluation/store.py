@@ -49,7 +49,7 @@ class ResultStore:
         there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
         if not there.is_dir() or not os.access(there, os.W_OK):
             raise YoyoError(
-                f"{folder}: cannot be written, because {there} cannot. Give another --out."
+                f"{folder}: cannot be written, because {there} cannot. Give another --output."
             )
         earlier = sorted(folder.glob("results_*.json"))
         self._outdated: list[Path] = []
@@ -59,7 +59,7 @@ class ResultStore:
         if len(earlier) > 1:
             raise YoyoError(
                 f"{folder}: expected the results of one evaluation; got {len(earlier)}. "
-                "Choose another --out, or --restart to remove them."
+                "Choose another --output, or --restart to remove them."
             )
         date = datetime.now().isoformat().replace(":", "-")
         self.path = earlier[0] if earlier else folder / f"results_{date}.json"
@@ -73,7 +73,7 @@ class ResultStore:
         if changed:
             raise YoyoError(
                 f"{self.path}: these results are of another setup ({'; '.join(changed)}). "
-                "Choose another --out, or --restart to remove them."
+                "Choose another --output, or --restart to remove them."
             )
 
     def has(self, task: str, config_hash: str) -> bool:
