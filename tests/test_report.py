@@ -5,6 +5,7 @@ import importlib.util
 import io
 import json
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +17,23 @@ from report_fixtures import header, small_lines, tensor_line, write_record
 
 from mergekit_yoyo.cli import main
 from mergekit_yoyo.errors import YoyoError
-from mergekit_yoyo.record.quantities import DISTANCE, RECALLED
+from mergekit_yoyo.install import install_line
+from mergekit_yoyo.record.quantities import DISTANCE, RECALLED, WEIGHT
 from mergekit_yoyo.record.reading import read_record
 from mergekit_yoyo.record.schema import Finding
-from mergekit_yoyo.report import compare_records, render_picture, summarize
-from mergekit_yoyo.report.colors import shade
+from mergekit_yoyo.report import colors, compare_records, render_picture, summarize
+from mergekit_yoyo.report.colors import (
+    DISTANCE_CHANGES,
+    WEIGHT_CHANGES,
+    WEIGHTS,
+    Palette,
+    readable_on,
+    shade,
+)
+from mergekit_yoyo.report.maps import summary_maps
+from mergekit_yoyo.report.scales import stretched
 from mergekit_yoyo.report.summary import ranges
+from mergekit_yoyo.report.verdict import verdict
 
 MODELS = ["./experts/code", "./experts/german", "./experts/manual", "./broken"]
 ROOT = Path(__file__).resolve().parent.parent
@@ -330,6 +342,53 @@ def test_long_names_get_numbers_that_the_first_table_explains(tmp_path):
     assert f" {kind if layer is None else f'{layer} {kind}'} " in report(path).output
 
 
+@pytest.mark.parametrize(
+    ("levels", "sentence"),
+    [
+        ([0.9, 0.8, 0.95], "The merge follows all 3 models (mean weight 0.80 to 0.95) and rejects "
+         "nothing."),
+        ([0.9, 0.8, 0.0], "The merge follows code and german (mean weight 0.80 to 0.90) and leaves "
+         "out manual (rejected in all 2 places)."),
+        ([0.9, 0.3, 0.05], "The merge follows code (mean weight 0.90), hardly follows german "
+         "(0.300) and leaves out manual (mean weight 0.050)."),
+        ([0.9, None, 0.8], "The merge follows both models (mean weight 0.80 to 0.90) and rejects "
+         "nothing."),
+    ],
+)  # fmt: skip
+def test_the_verdict_says_whom_the_merge_follows(tmp_path, levels, sentence):
+    random = np.random.default_rng(0)
+    models = MODELS[:3]
+    found = [
+        Finding(kind="rejected", model=m) for m, x in zip(models, levels, strict=True) if x == 0
+    ]
+    lines = [
+        tensor_line(name, [8], models, random, weights=[levels], warnings=found)
+        for name in ("model.layers.0.q_proj.weight", "model.layers.1.q_proj.weight")
+    ]
+    path = write_record(tmp_path / "r.jsonl", header(models), lines)
+    assert verdict(summarize(read_record(path))) == sentence
+    assert sentence.split(" (")[0] in report(path).output
+
+
+def test_rows_are_in_the_models_order_on_every_map(tmp_path):
+    """As the model computes them, whatever the order of the record."""
+    layer = ["input_layernorm", "self_attn.q_proj", "self_attn.k_proj", "self_attn.k_proj.bias",
+             "self_attn.v_proj", "self_attn.q_norm", "self_attn.k_norm", "self_attn.o_proj",
+             "post_attention_layernorm", "mlp.gate", "mlp.experts.gate_up_proj",
+             "mlp.experts.down_proj", "mlp.shared_expert.gate_proj", "mlp.shared_expert.up_proj",
+             "mlp.shared_expert.down_proj", "unheard_of"]  # fmt: skip
+    outside = ["embed_tokens", "norm", "lm_head"]
+    names = [f"model.layers.{n}.{kind}.weight" for n in range(2) for kind in layer]
+    names += ["model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"]
+    random = np.random.default_rng(0)
+    lines = [tensor_line(name, [8], ["a", "b"], random) for name in sorted(names)]
+    summary = summarize(read_record(write_record(tmp_path / "r", header(["a", "b"]), lines)))
+    for each in summary_maps(summary):
+        assert (each.grid.kinds, each.grid.outside, each.grid.before) == (layer, outside, 1)
+    kinds = [tensor.place.kind for tensor in summary.tensors]
+    assert kinds == [outside[0], *layer, *layer, *outside[1:]]
+
+
 # --- two records ----------------------------------------------------------------------------------
 
 
@@ -374,10 +433,12 @@ def test_comparison_is_that_of_the_lines(tmp_path):
     code = comparison.models[0]
     assert code.b - code.a == pytest.approx(-0.05 * elements[moved] / sum(elements.values()))
     assert code.change == pytest.approx(0.15 * elements[moved] / sum(elements.values()))
-    assert comparison.kinds["mlp.experts.down_proj"][0] == pytest.approx(-0.05 / 3)
+    assert list(comparison.moves) == [WEIGHT]
+    move = comparison.moves[WEIGHT]
+    assert move.kinds["mlp.experts.down_proj"][0] == pytest.approx(-0.05 / 3)
     layer = sum(size for name, size in elements.items() if ".layers.1." in name)
-    assert comparison.layers[1][0] == pytest.approx(-0.05 * elements[moved] / layer)
-    assert comparison.layers[0][0] == pytest.approx(0)
+    assert move.layers[1][0] == pytest.approx(-0.05 * elements[moved] / layer)
+    assert move.layers[0][0] == pytest.approx(0)
     assert comparison.warnings == ["only in B: lm_head.weight."]
 
     result = report(a, b)
@@ -427,7 +488,8 @@ def test_two_recalls_differ_in_what_they_give_back_while_no_weight_does(tmp_path
         numbers = rf"{model.recalled_a:.3f} +{model.recalled_b:.3f}"
         assert re.search(rf" {model.short} .* 0\.000 +0 +0 +{numbers} ", shown)
     assert shown.rstrip().endswith("no weight differs beyond the record's six digits")
-    assert "mean change" not in shown
+    assert "mean change of the weight" not in shown
+    assert "mean change of the share recalled by module kind" in shown
 
 
 def test_only_merges_of_the_same_inputs_are_compared(record, tmp_path):
@@ -451,27 +513,101 @@ def test_only_merges_of_the_same_inputs_are_compared(record, tmp_path):
     assert "have no tensor in common" in report(record, other).output
 
 
-@pytest.mark.parametrize("option", ["--html", "--png"])
-def test_two_records_make_no_files(record, option, tmp_path):
-    result = report(record, record, option, tmp_path / "out")
+def moved_apart(tmp_path: Path) -> tuple[Path, Path]:
+    """Two records of the same inputs: B has another center in layer 1, and a weight less."""
+    yaml = "merge_method: yoyo_fusion\nparameters:\n  report: {}\n  tukey_c: {}"
+    lines = small_lines(MODELS[:3])
+    head = header(MODELS[:3], yaml=yaml.format("a.jsonl", 4.685))
+    a = write_record(tmp_path / "a.jsonl", head, lines)
+    moved = []
+    for line in lines:
+        far = 1.5 if ".layers.1." in line.name else 1.0
+        rows = [[row[0], row[1] * far, row[2]] for row in line.residual_norms]
+        less = 0.3 if line.name == "model.norm.weight" else 0.0
+        weights = [[row[0], row[1], row[2] - less] for row in line.weights]
+        moved.append(line.model_copy(update={"residual_norms": rows, "weights": weights}))
+    parameters = {"center": "geometric_median", "rescale": "mean", "tukey_c": 3.0}
+    head = header(MODELS[:3], yaml=yaml.format("b.jsonl", 3.0), parameters=parameters)
+    return a, write_record(tmp_path / "b.jsonl", head, moved)
+
+
+def test_distances_that_changed_are_compared_by_kind_and_layer(tmp_path):
+    a, b = moved_apart(tmp_path)
+    comparison = compare_records(read_record(a), read_record(b))
+    assert list(comparison.moves) == [WEIGHT, DISTANCE]
+    square, elements = {}, {}
+    for side, path in enumerate((a, b)):
+        for line in raw(path):
+            layer = "1" if ".layers.1." in line["name"] else "else"
+            for key in (layer, "q_proj" if "q_proj" in line["name"] else "other kinds"):
+                total = sum(row[1] ** 2 for row in line["residual_norms"])
+                square[key, side] = square.get((key, side), 0.0) + total
+                elements[key, side] = elements.get((key, side), 0) + np.prod(line["shape"])
+    distance = {key: (square[key] / elements[key]) ** 0.5 for key in square}
+    move = comparison.moves[DISTANCE]
+    change = distance["1", 1] - distance["1", 0]
+    assert change > 0.01
+    assert move.layers[1][1] == pytest.approx(change)
+    assert move.layers[0].tolist() == [0, 0, 0]
+    change = distance["q_proj", 1] - distance["q_proj", 0]
+    assert move.kinds["self_attn.q_proj"][1] == pytest.approx(change)
+    shown = report(a, b).output
+    assert max(map(len, shown.splitlines())) <= 80
+    points = f"{100 * change:+.2f}"
+    assert re.search(rf"self_attn.q_proj +\+0.00 +{re.escape(points)} +\+0.00", shown)
+    assert "-   tukey_c: 4.685\n+   tukey_c: 3.0\n" in shown
+    assert "report:" not in shown
+
+
+def test_two_records_are_drawn_too(tmp_path):
+    a, b = moved_apart(tmp_path)
+    page, picture = tmp_path / "changes.html", tmp_path / "changes.png"
+    result = report(a, b, "--html", page, "--png", picture)
+    assert result.exit_code == 0, result.output
+    text = page.read_text()
+    assert '<span class="a">-   tukey_c: 4.685</span>' in text
+    assert "A and B differ in tukey_c (4.685 in A, 3.0 in B): the weights moved, manual" in text
+    pixels = imread(io.BytesIO(picture.read_bytes()))[:, :, :3]
+    seen = np.unique((pixels * 255).round().reshape(-1, 3), axis=0)
+    full = (WEIGHT_CHANGES.light[0], DISTANCE_CHANGES.light[-1])  # the largest changes of each
+    for color in full:
+        channels = [int(color[at : at + 2], 16) for at in (1, 3, 5)]
+        assert np.abs(seen - channels).max(1).min() <= 12
+    result = report(a, b, "--stretch", "--html", page)
     assert result.exit_code == 2
-    assert f"leave out {option}, or {record}" in result.output
-    assert not (tmp_path / "out").exists()
+    assert "Leave out --stretch" in result.output
+
+
+def test_where_nothing_moved_the_page_says_so_and_there_is_no_picture(record, tmp_path):
+    page, picture = tmp_path / "changes.html", tmp_path / "changes.png"
+    result = report(record, record, "--png", picture, "--html", page)
+    assert result.exit_code == 2
+    assert "nothing to draw: no weight and no distance differs" in result.output
+    assert "no weight moved beyond the record" in page.read_text()
+    assert not picture.exists()
 
 
 # --- the picture, and files -----------------------------------------------------------------------
 
 
-def test_the_picture_holds_the_colors_of_the_weights(record):
+@pytest.mark.parametrize("stretch", [False, True])
+def test_the_picture_holds_the_colors_of_the_weights(record, stretch):
     summary = summarize(read_record(record))
-    pixels = imread(io.BytesIO(render_picture(summary)))
+    pixels = imread(io.BytesIO(render_picture(summary, stretch=stretch)))
     pixels = pixels[:, : int(0.93 * pixels.shape[1]), :3]  # the scale beside the maps has them all
     seen = {tuple(row) for row in np.unique((pixels * 255).round().reshape(-1, 3), axis=0)}
     values = [*summary.weights.values.ravel(), *summary.weights.outside_values.ravel()]
     assert len(values) == 4 * (3 * 4 + 2)
     missing = []
+    low, high = 0.0, 1.0
+    if stretch:  # to the next of a step of a tenth of what the weights span, or less
+        trusted = [value for value in values if value >= 1e-3]
+        low, high = stretched(np.array(trusted)).ticks[::2]
+        span = max(trusted) - min(trusted)
+        assert min(trusted) - span / 10 <= low <= min(trusted)
+        assert max(trusted) <= high <= max(trusted) + span / 10
     for value in values:
-        color = shade(value)
+        color = shade((value - low) / (high - low), WEIGHTS.light)
         channels = np.array([int(color[at : at + 2], 16) for at in (1, 3, 5)])
         if min(np.abs(np.array(other) - channels).max() for other in seen) > 1:
             missing.append(value)
@@ -484,6 +620,67 @@ def test_a_name_with_dollars_is_no_formula(tmp_path):
     path = write_record(tmp_path / "r.jsonl", header(models), small_lines(models, layers=1))
     assert report(path, "--png", tmp_path / "out.png").exit_code == 0
     assert imread(tmp_path / "out.png").ndim == 3
+
+
+def test_without_matplotlib_the_page_is_written_and_the_extra_is_named(
+    record, tmp_path, monkeypatch
+):
+    for name in ("matplotlib", "matplotlib.figure"):
+        monkeypatch.setitem(sys.modules, name, None)
+    page, picture = tmp_path / "r.html", tmp_path / "r.png"
+    result = report(record, "--png", picture, "--html", page)
+    assert result.exit_code == 2
+    assert f"{picture}: not written: a PNG needs matplotlib: pip install" in result.output
+    assert "report" in install_line("report")
+    assert install_line("report") in result.output
+    assert page.read_text().startswith("<!doctype html>")
+    assert f"wrote {page}" in result.output
+    assert not picture.exists()
+
+
+@pytest.mark.parametrize("palette", [p for p in vars(colors).values() if isinstance(p, Palette)])
+def test_every_color_can_be_written_on(palette):
+    """Contrast of at least 3 (WCAG) at a hundred places of each palette."""
+    for stops in palette:
+        for place in np.linspace(0, 1, 101):
+            back = shade(place, stops)
+            lights = []
+            for color in (back, readable_on(back)):
+                c = np.array([int(color[at : at + 2], 16) / 255 for at in (1, 3, 5)])
+                linear = np.where(c <= 0.04045, c / 12.92, ((c + 0.055) / 1.055) ** 2.4)
+                lights.append(float(linear @ [0.2126, 0.7152, 0.0722]) + 0.05)
+            assert max(lights) / min(lights) >= 3
+
+
+# --- the record of a folder -----------------------------------------------------------------------
+
+
+def test_the_record_of_a_folder_is_found_and_named(record, tmp_path, monkeypatch):
+    merge = tmp_path / "models" / "merged"
+    merge.mkdir(parents=True)
+    assert "mergekit_config.yml is missing" in report(merge).output
+    yaml = merge / "mergekit_config.yml"
+    models = "".join(f"  - model: {model}\n" for model in MODELS)
+    start = f"merge_method: yoyo_fusion\nmodels:\n{models}"
+    yaml.write_text(start)
+    assert "this merge left no record" in report(merge).output
+    yaml.write_text(start + "parameters: {report: runs/record.jsonl}\n")
+    result = report(merge)
+    assert result.exit_code == 2
+    assert "its record runs/record.jsonl is not there" in result.output
+    for place in (merge, merge.parent / "runs", tmp_path / "runs"):  # the last is seen from here
+        place.mkdir(exist_ok=True)
+        (place / "record.jsonl").write_text(record.read_text())
+        monkeypatch.chdir(tmp_path)
+        result = report(merge)
+        assert result.exit_code == 0, result.output
+        shown = Path(result.output.split("its record is ")[1].split("\n")[0])
+        assert shown.resolve() == place / "record.jsonl"
+    yaml.write_text(start.replace("german", "french") + "parameters: {report: record.jsonl}\n")
+    result = report(merge)
+    assert result.exit_code == 2
+    assert "of another merge" in result.output
+    assert "./experts/german is no input" in result.output
 
 
 def test_files_are_written_whole_or_not_at_all(record, tmp_path):

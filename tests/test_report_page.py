@@ -14,11 +14,18 @@ from selenium.webdriver.remote.webelement import WebElement
 
 from mergekit_yoyo.record.quantities import DISTANCE
 from mergekit_yoyo.record.reading import read_record
-from mergekit_yoyo.report import render_page, summarize
-from mergekit_yoyo.report.colors import CROSS, DARK, LIGHT
+from mergekit_yoyo.report import (
+    compare_records,
+    render_comparison_page,
+    render_page,
+    summarize,
+)
+from mergekit_yoyo.report.colors import CROSS, DISTANCES, WEIGHT_CHANGES, WEIGHTS
+from mergekit_yoyo.report.scales import stretched
 
 pytestmark = pytest.mark.browser
 EVIL = "./<script>alert(1)</script><!--"
+YAML = f"merge_method: yoyo_fusion\nmodels:\n- model: {EVIL}"
 MODELS = ["./experts/code", 'org/<img src=x onerror=alert(1)> & "q"', EVIL]
 
 
@@ -26,7 +33,8 @@ MODELS = ["./experts/code", 'org/<img src=x onerror=alert(1)> & "q"', EVIL]
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three models, the last one broken, with names that would break a careless page."""
     folder = tmp_path_factory.mktemp("page")
-    record = write_record(folder / "r.jsonl", header(MODELS), small_lines(MODELS, broken=EVIL))
+    head = header(MODELS, yaml=YAML)
+    record = write_record(folder / "r.jsonl", head, small_lines(MODELS, broken=EVIL))
     (folder / "report.html").write_text(render_page(summarize(read_record(record))))
     return folder / "report.html"
 
@@ -107,7 +115,7 @@ def test_cells_hold_the_colors_of_the_data(opened, page, dark):
             name = names[cell.get_attribute("data-kind"), cell.get_attribute("data-layer")]
             weight = np.mean([row[model] for row in lines[name]["weights"]])
             assert float(cell.get_attribute("data-value")) == pytest.approx(weight, rel=1e-3)
-            off = np.subtract(rgb(cell), expected_color(weight, DARK if dark else LIGHT))
+            off = np.subtract(rgb(cell), expected_color(weight, WEIGHTS[dark]))
             assert np.abs(off).max() <= 1, (name, model)
             assert (cell.text == CROSS) == (weight < 0.001)
 
@@ -120,8 +128,8 @@ def test_distances_between_models_are_the_summarys(opened, page):
     ]
     assert [row[i] for i, row in enumerate(rows[:3])] == ["·"] * 3
     for i, j in ((0, 1), (0, 2), (1, 2)):
-        assert rows[i][j] == rows[j][i] == f"{summary.gaps[i, j]:.3f}"
-    assert rows[3] == [f"{model.totals[DISTANCE]:.3f}" for model in summary.models]
+        assert rows[i][j] == rows[j][i] == f"{100 * summary.gaps[i, j]:.2f} %"
+    assert rows[3] == [f"{100 * model.totals[DISTANCE]:.2f} %" for model in summary.models]
 
 
 def test_the_maps_switch_to_distances(opened, page):
@@ -133,11 +141,60 @@ def test_the_maps_switch_to_distances(opened, page):
     cell = find(opened, ".map[data-model='2'] td[data-kind='self_attn.q_proj'][data-layer='1']")[0]
     expected = line["residual_norms"][0][2] / 64**0.5
     assert float(cell.get_attribute("data-value")) == pytest.approx(expected, rel=1e-3)
+    assert cell.text == f"{100 * expected:.1f}".rstrip() or expected >= 0.0995
+    # full scale: by the square root, up to unrelated models
+    color = expected_color((expected / 2**0.5) ** 0.5, DISTANCES.light)
+    assert np.abs(np.subtract(rgb(cell), color)).max() <= 1
+
+
+def test_colors_are_stretched_on_demand_and_every_legend_says_so(opened, page):
+    summary = summarize(read_record(page.parent / "r.jsonl"))
+    legends = find(opened, "[data-legend]")
+    assert [legend.get_attribute("data-legend") for legend in legends] == [
+        *("weights", "gaps", "weights"),
+    ]
+    assert all("stretched" not in legend.text for legend in legends)
+    assert [b.text for b in legends[0].find_elements(By.TAG_NAME, "b")] == ["0", "0.5", "1"]
+    assert [b.text for b in legends[1].find_elements(By.TAG_NAME, "b")][-1] == "141 %"
+    find(opened, "[data-stretch=true]")[0].click()
+    assert all(legend.text.startswith("stretched") for legend in legends)
+    scale = stretched(summary.weights.known[summary.weights.known >= 1e-3])
+    ticks = [float(b.text) for b in legends[0].find_elements(By.TAG_NAME, "b")]
+    assert ticks == pytest.approx(scale.ticks, rel=1e-2)
+    for cell in find(opened, ".map td[data-tip]"):
+        weight = float(cell.get_attribute("data-value"))
+        share = np.clip((weight - scale.low) / (scale.high - scale.low), 0, 1)
+        off = np.subtract(rgb(cell), expected_color(share, WEIGHTS.light))
+        assert np.abs(off).max() <= 1
+    find(opened, "[data-stretch=false]")[0].click()
+    assert all("stretched" not in legend.text for legend in legends)
+
+
+def test_verdict_and_yaml_stand_on_the_page(opened):
+    (verdict,) = find(opened, ".verdict")
+    assert verdict.text.startswith("The merge follows code and ")
+    (summary,) = find(opened, ".yaml summary")
+    summary.click()
+    assert find(opened, ".yaml pre")[0].text == YAML
+
+
+def test_rows_above_and_below_the_layers(opened):
+    for table in find(opened, ".map"):
+        rows = [head.text for head in table.find_elements(By.CSS_SELECTOR, "tbody th")]
+        assert rows == [
+            "embed_tokens",
+            "input_layernorm",
+            "self_attn.q_proj",
+            "mlp.experts.gate_up_proj",
+            "mlp.experts.down_proj",
+            "norm",
+        ]
 
 
 def test_the_table_sorts_by_every_column(opened, page):
     names = [line["name"] for line in lines_of(page)]
     assert sorted(column(opened, 0)) == sorted(names)
+    assert column(opened, 0)[0] == "model.embed_tokens.weight"
     weights = {x["name"]: np.mean(x["weights"], axis=0) for x in lines_of(page)}
     heads = find(opened, "#tensors thead th")
     assert heads[0].get_attribute("aria-sort") == "ascending"
@@ -162,8 +219,8 @@ def test_the_table_filters_and_says_how_many(opened, page):
     names = sorted(line["name"] for line in lines_of(page))
     type_into(opened, "EXPERTS 1.")
     assert column(opened, 0) == [
-        "model.layers.1.mlp.experts.down_proj",
         "model.layers.1.mlp.experts.gate_up_proj",
+        "model.layers.1.mlp.experts.down_proj",
     ]
     assert find(opened, "#count")[0].text == "2 of 14"
     find(opened, "#clear")[0].click()
@@ -198,23 +255,24 @@ def test_a_packed_tensor_opens_to_its_experts(opened, page):
         weight = line["weights"][2 * expert + 1][0]
         tip = cell.get_attribute("data-tip")
         assert tip == f"code, expert {expert} up: {weight:.3f}"
-        assert np.abs(np.subtract(rgb(cell), expected_color(weight, LIGHT))).max() <= 2
+        assert np.abs(np.subtract(rgb(cell), expected_color(weight, WEIGHTS.light))).max() <= 2
     button.click()
     assert find(opened, ".strip") == []
 
 
 def test_a_map_is_walked_with_the_arrows_and_leads_to_the_table(opened):
     first = find(opened, ".map[data-model='1'] td[tabindex='0']")[0]
-    first.send_keys(Keys.ARROW_RIGHT)
+    first.send_keys(Keys.ARROW_DOWN)  # from what lies above the layers
+    opened.switch_to.active_element.send_keys(Keys.ARROW_RIGHT)
     opened.switch_to.active_element.send_keys(Keys.ARROW_DOWN)
     cell = opened.switch_to.active_element
     place = (cell.get_attribute("data-kind"), cell.get_attribute("data-layer"))
-    assert place == ("mlp.experts.down_proj", "1")
+    assert place == ("self_attn.q_proj", "1")
     (tip,) = find(opened, "#tip")
     assert tip.is_displayed()
-    assert tip.text.splitlines()[1] == "layer 1 mlp.experts.down_proj"
+    assert tip.text.splitlines()[1] == "layer 1 self_attn.q_proj"
     cell.send_keys(Keys.ENTER)
-    assert column(opened, 0) == ["model.layers.1.mlp.experts.down_proj"]
+    assert column(opened, 0) == ["model.layers.1.self_attn.q_proj.weight"]
 
 
 def test_the_pointer_shows_a_tooltip(opened):
@@ -256,14 +314,18 @@ def test_no_sideways_scrolling_no_error_no_request(browser, page, width, dark):
     browser.get(page.as_uri())
     type_into(browser, "1.mlp.experts.gate_up_proj")
     find(browser, "#tensors tr.row button")[0].send_keys(Keys.ENTER)
+    check_fits_and_is_quiet(browser, page, width)
+    paper = "rgb(16, 21, 28)" if dark else "rgb(251, 251, 249)"
+    body = browser.execute_script("return getComputedStyle(document.body).backgroundColor")
+    assert body == paper
+
+
+def check_fits_and_is_quiet(browser: Chrome, page: Path, width: int) -> None:
     size = browser.execute_script(
         "const e = document.documentElement; return [e.scrollWidth, e.clientWidth]"
     )
     assert size[0] == size[1] <= width
     assert size[1] > width - 20
-    paper = "rgb(16, 21, 28)" if dark else "rgb(251, 251, 249)"
-    body = browser.execute_script("return getComputedStyle(document.body).backgroundColor")
-    assert body == paper
     assert browser.get_log("browser") == []
     requests = [
         message["params"]["request"]["url"]
@@ -309,3 +371,67 @@ def contrast(one: str, other: str) -> float:
 
     low, high = sorted((luminance(one), luminance(other)))
     return (high + 0.05) / (low + 0.05)
+
+
+# --- two merges -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two merges of these models: in B the weights of layer 1 are halved for the first."""
+    folder = tmp_path_factory.mktemp("compared")
+    lines = small_lines(MODELS)
+    halved = [
+        line.model_copy(
+            update={
+                "weights": [
+                    [row[0] * (0.5 if ".1." in line.name else 1), *row[1:]] for row in line.weights
+                ]
+            }
+        )
+        for line in lines
+    ]
+    records = [
+        read_record(write_record(folder / f"{side}.jsonl", header(MODELS, yaml=yaml), made))
+        for side, yaml, made in (("a", YAML, lines), ("b", YAML + "\ndtype: </pre>", halved))
+    ]
+    page = folder / "changes.html"
+    page.write_text(render_comparison_page(compare_records(*records)))
+    return page
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_changes_have_the_colors_of_the_data(browser, compared, dark):
+    resize(browser, 1400, dark=dark)
+    browser.get(compared.as_uri())
+    sides = [
+        {x["name"]: x for x in map(json.loads, text.splitlines()[1:])}
+        for text in ((compared.parent / f"{side}.jsonl").read_text() for side in "ab")
+    ]
+    assert [button.text for button in find(browser, "[data-map]")] == ["weight"]
+    (low, zero, high) = [float(b.text) for b in find(browser, "#map-legend b")]
+    assert (low, zero) == (-high, 0)
+    changed = 0
+    for cell in find(browser, ".map[data-model='0'] td[data-tip]"):
+        layer, kind = cell.get_attribute("data-layer"), cell.get_attribute("data-kind")
+        start = "model." if layer == "outside" else f"model.layers.{layer}."
+        (name,) = [x for x in sides[0] if x.startswith(start + kind)]
+        a, b = (np.mean([row[0] for row in side[name]["weights"]]) for side in sides)
+        assert float(cell.get_attribute("data-value")) == pytest.approx(b - a, rel=1e-3)
+        share = (b - a - low) / (high - low)
+        off = np.subtract(rgb(cell), expected_color(share, WEIGHT_CHANGES[dark]))
+        assert np.abs(off).max() <= 2
+        assert f"weight {a:.3f} → {b:.3f}" in cell.get_attribute("data-tip")
+        changed += a != b
+    assert changed == 4
+    assert [span.text for span in find(browser, ".diff .b")] == ["+ dtype: </pre>"]
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1400])
+def test_changes_fit_and_ask_for_nothing(browser, compared, width, dark):
+    resize(browser, width, dark=dark)
+    for kind in ("browser", "performance"):
+        browser.get_log(kind)
+    browser.get(compared.as_uri())
+    check_fits_and_is_quiet(browser, compared, width)

@@ -1,5 +1,6 @@
 """`mergekit-yoyo report`: options for `mergekit_yoyo.report`."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import click
@@ -7,10 +8,14 @@ import click
 from mergekit_yoyo.cli.command import note, our_command
 from mergekit_yoyo.cli.places import Place
 from mergekit_yoyo.errors import YoyoError
-from mergekit_yoyo.record.reading import read_record
+from mergekit_yoyo.model.merge_yaml import MERGE_FILE
+from mergekit_yoyo.record.location import record_of
+from mergekit_yoyo.record.reading import Record, read_record
 from mergekit_yoyo.report import (
     compare_records,
     render_comparison,
+    render_comparison_page,
+    render_comparison_picture,
     render_page,
     render_picture,
     render_summary,
@@ -32,49 +37,92 @@ RECORD = Place("the record of a merge", "a model folder")
     "--html",
     type=click.Path(path_type=Path, dir_okay=False),
     metavar="FILE",
-    help="Write one self-contained page: heat maps, distances, all tensors.",
+    help="Write one self-contained page: heat maps, distances, all tensors; of two merges, what "
+    "changed.",
 )
 @click.option(
     "--png",
     type=click.Path(path_type=Path, dir_okay=False),
     metavar="FILE",
-    help="Write the heat map of the weights, for a model card.",
+    help="Write the heat maps, for a model card: of the weights, or of what changed.",
 )
-def command(record: Path, other: Path | None, html: Path | None, png: Path | None) -> None:
+@click.option(
+    "--stretch",
+    is_flag=True,
+    help="Let colors span the weights that there are, not 0 to 1; the legend says so.",
+)
+def command(
+    record: Path, other: Path | None, html: Path | None, png: Path | None, stretch: bool
+) -> None:
     """What a merge did, from the RECORD that `parameters: {report: FILE}` in its YAML leaves.
 
-    With OTHER, the record of another merge of the same inputs: what differs between the two.
+    RECORD may also be the folder of the merge. With OTHER, the record of another merge of the same
+    inputs: what differs between the two.
 
     \b
     Examples:
-      mergekit-yoyo report ./merged-report.jsonl --html report.html
-      mergekit-yoyo report before.jsonl after.jsonl
+      mergekit-yoyo report ./merged
+      mergekit-yoyo report ./merged-report.jsonl --html report.html --png map.png
+      mergekit-yoyo report A.jsonl B.jsonl --html changes.html
     """
+    _check_outputs(html, png)
+    read = [_read(path) for path in (record, other) if path]
     for option, out in (("--html", html), ("--png", png)):
-        if out and other:
-            raise YoyoError(
-                f"{option} shows one merge, and two records are compared in the terminal only: "
-                f"leave out {option}, or {other}."
-            )
-        if out and not out.parent.is_dir():
-            raise YoyoError(f"{option} {out}: no folder {out.parent}.")
-        if out and out.resolve() == record.resolve():
+        if out and any(out.resolve() == each.path.resolve() for each in read):
             raise YoyoError(f"{option} {out}: that is the record. Choose another name.")
-    if html and png and html.resolve() == png.resolve():
-        raise YoyoError(f"--html and --png: both are {html}. Choose two names.")
+    if other:
+        if stretch:
+            raise YoyoError(
+                "--stretch is for the weights of one merge: changes always have colors that span "
+                f"them. Leave out --stretch, or {other}."
+            )
+        compared = compare_records(*read)
+        shown = render_comparison(compared)
+        draw: dict[Path | None, Callable[[], bytes]] = {
+            html: lambda: render_comparison_page(compared).encode(),
+            png: lambda: render_comparison_picture(compared),
+        }
+    else:
+        summary = summarize(read[0])
+        shown = render_summary(summary)
+        draw = {
+            html: lambda: render_page(summary, stretch=stretch).encode(),
+            png: lambda: render_picture(summary, stretch=stretch),
+        }
     console = stdout_console()
     width = None if console.is_terminal else _PIPED_WIDTH
-    if other:
-        compared = compare_records(read_record(record), read_record(other))
-        console.print(render_comparison(compared), soft_wrap=False, width=width)
-        return
-    summary = summarize(read_record(record))
-    files = {}
-    if html:
-        files[html] = render_page(summary).encode()
-    if png:
-        files[png] = render_picture(summary)
-    console.print(render_summary(summary), soft_wrap=False, width=width)
+    console.print(shown, soft_wrap=False, width=width)
+    _write(draw)
+
+
+def _check_outputs(html: Path | None, png: Path | None) -> None:
+    for option, out in (("--html", html), ("--png", png)):
+        if out and not out.parent.is_dir():
+            raise YoyoError(f"{option} {out}: no folder {out.parent}.")
+    if html and png and html.resolve() == png.resolve():
+        raise YoyoError(f"--html and --png: both are {html}. Choose two names.")
+
+
+def _read(path: Path) -> Record:
+    """The record in a file, or of the merge in a folder."""
+    if not path.is_dir():
+        return read_record(path)
+    record = record_of(path, path / MERGE_FILE)
+    note(f"{path}: its record is {record.path}")
+    return record
+
+
+def _write(draw: dict[Path | None, Callable[[], bytes]]) -> None:
+    """Write what can be drawn; then say what cannot."""
+    files, failed = {}, []
+    for file, bytes_of in draw.items():
+        if file:
+            try:
+                files[file] = bytes_of()
+            except YoyoError as error:
+                failed.append(f"{file}: not written: {error}")
     write_files(files)
-    for file in files:
-        note(f"wrote {file}")
+    for written in files:
+        note(f"wrote {written}")
+    if failed:
+        raise YoyoError(" ".join(failed))

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from mergekit_yoyo.errors import YoyoError
 from mergekit_yoyo.model.merge_yaml import MergeYaml
+from mergekit_yoyo.record.location import places_of
 from mergekit_yoyo.record.quantities import Quantity, totals
 from mergekit_yoyo.record.reading import read_record
 from mergekit_yoyo.record.statistics import models_of, statistics_of
@@ -15,13 +16,12 @@ Weighed = dict[Quantity, dict[str, float]]
 def weights_of(merge: Path, merge_yaml: MergeYaml) -> tuple[Weighed, list[str]]:
     """What a card shows of each input, by its name in the YAML, and notes on why there is nothing.
 
-    The record is looked for where the YAML's `report` says, and by that name in the merge.
+    The record is looked for where the YAML's `report` says: see `places_of`.
     """
     report = (merge_yaml.config.parameters or {}).get("report")
     if not isinstance(report, str):
         return {}, []
-    places = (Path(report).expanduser(), merge / Path(report).name)
-    found = next((place for place in places if place.is_file()), None)
+    found = next((place for place in places_of(report, merge) if place.is_file()), None)
     if found is None:
         return {}, [f"{report}: no such record: the card does not say what each input weighed"]
     try:

@@ -35,6 +35,11 @@ def number(value: float) -> str:
     )
 
 
+def percent(value: float) -> str:
+    """A share of the weights' size, as `inspect` says distances."""
+    return "-" if isnan(value) else f"{100 * value:.2f} %"
+
+
 class Quantity(NamedTuple):
     """Something known of each model.
 
@@ -68,9 +73,10 @@ WEIGHT = Quantity(
 )
 DISTANCE = Quantity(
     "distance",
-    "from the center, where 1 is the size of the weights themselves",
+    "from the center, in % of the size of the weights themselves",
     lambda tensor: tensor.distances,
     rms,
+    text=percent,
 )
 # a geometric mean over all elements: neither one exploded tensor nor many small norms decide it
 SIZE = Quantity(

@@ -18,7 +18,7 @@ from math import prod
 import numpy as np
 from numpy.typing import NDArray
 
-from mergekit_yoyo.record.layers import Place, place_of
+from mergekit_yoyo.record.layers import Place, comes_first, order_of, place_of
 from mergekit_yoyo.record.reading import Record
 from mergekit_yoyo.record.schema import COLUMNS, Number, Per, TensorLine, pairs
 
@@ -111,7 +111,7 @@ def models_of(record: Record) -> list[str]:
 
 
 def statistics_of(lines: Iterable[TensorLine], models: Sequence[str]) -> list[TensorStatistics]:
-    """The statistics of every tensor, ordered by layer and kind; outside of layers comes last.
+    """The statistics of every tensor, in the model's order: embeddings, layers, norm and head.
 
     lines: with their inputs, as `read_record` gives them. models: all that are inputs of any.
     """
@@ -166,9 +166,11 @@ def residual_cosines(tensors: Sequence[TensorStatistics], models: int) -> Array:
     return np.asarray(np.divide(products, lengths, out=unknown, where=lengths > 0))
 
 
-def _order(tensor: TensorStatistics) -> tuple[bool, int, str, str]:
+def _order(tensor: TensorStatistics) -> tuple[object, ...]:
     layer, kind = tensor.place
-    return (layer is None, layer or 0, kind, tensor.line.name)
+    if layer is None:
+        return (0 if comes_first(kind) else 2, 0, order_of(kind), tensor.line.name)
+    return (1, layer, order_of(kind), tensor.line.name)
 
 
 def _statistics(line: TensorLine, index: dict[str, int]) -> TensorStatistics:

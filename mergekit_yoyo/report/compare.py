@@ -1,18 +1,17 @@
 """Two merges of the same inputs, tensor by tensor: which options differ, which weights moved."""
 
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mergekit_yoyo.errors import YoyoError
+from mergekit_yoyo.record.grid import Grid, grid
 from mergekit_yoyo.record.layers import Place, by_kind, by_layer
-from mergekit_yoyo.record.quantities import RECALLED, WEIGHT
+from mergekit_yoyo.record.quantities import DISTANCE, RECALLED, WEIGHT, Quantity
 from mergekit_yoyo.record.reading import Record
-from mergekit_yoyo.record.schema import Scalar
 from mergekit_yoyo.record.statistics import (
     Array,
     TensorStatistics,
@@ -20,27 +19,26 @@ from mergekit_yoyo.record.statistics import (
     models_of,
     statistics_of,
 )
+from mergekit_yoyo.report.differences import (
+    OptionChange,
+    changed_options,
+    odds,
+    yaml_difference,
+)
 from mergekit_yoyo.report.summary import short_names
 
 NORM_TOLERANCE = 1e-4  # relative: records round to 1e-6, devices add up in another order
-WEIGHT_TOLERANCE = 1e-5  # weights that differ by less are the same, rounded
-
-
-@dataclass(frozen=True)
-class OptionChange:
-    """An option that differs, and in how many of the tensors that both merges have."""
-
-    name: str
-    a: str
-    b: str
-    tensors: int
+TOLERANCE = 1e-5  # weights and distances that differ by less are the same, rounded
+Key = TypeVar("Key")
+# what two merges of the same inputs can differ in, and its name in a sentence
+MOVING = {WEIGHT: "weight", DISTANCE: "distance", RECALLED: "share recalled"}
 
 
 @dataclass(frozen=True)
 class ModelChange:
     """One model's mean weights over all elements, the mean size of its change, in how many
-    problems each merge rejected it, and how much of its own residual each gives back: mean over
-    all elements, NaN without recall."""
+    problems each merge rejected it, how far it is from each center, and how much of its own
+    residual each gives back: over all elements, the last NaN without recall."""
 
     name: str
     short: str
@@ -49,6 +47,8 @@ class ModelChange:
     change: float
     rejected_a: int
     rejected_b: int
+    distance_a: float
+    distance_b: float
     recalled_a: float
     recalled_b: float
 
@@ -73,17 +73,29 @@ class TensorChange:
 
 
 @dataclass(frozen=True)
+class Move:
+    """How a quantity moved. a, b: what it is in each merge, over the tensors that both have.
+    kinds, layers: the change [M] of its mean over the elements of each."""
+
+    a: Grid
+    b: Grid
+    kinds: dict[str, Array]
+    layers: dict[int, Array]
+
+
+@dataclass(frozen=True)
 class RecordComparison:
-    """Two records compared. kinds, layers: mean change [M] of the weights in each. largest: the
-    tensors with a weight that moved, the largest move first."""
+    """Two records compared. moves: of each quantity that any model's differs in. yaml: the lines
+    that differ, `-` from A and `+` from B; empty where a record has no YAML. largest: the tensors
+    with a weight that moved, the largest move first."""
 
     a: Record
     b: Record
     options: list[OptionChange]
     models: list[ModelChange]
     changes: list[TensorChange]
-    kinds: dict[str, Array]
-    layers: dict[int, Array]
+    moves: dict[Quantity, Move]
+    yaml: list[str]
     largest: list[TensorChange]
     warnings: list[str]
 
@@ -112,17 +124,17 @@ def compare_records(a: Record, b: Record) -> RecordComparison:
     for one, other in both:
         _check_inputs(a, b, names, one, other)
     changes = [_change(one, other) for one, other in both]
-    moved = [change for change in changes if change.largest > WEIGHT_TOLERANCE]
+    moved = [change for change in changes if change.largest > TOLERANCE]
     return RecordComparison(
         a=a,
         b=b,
-        options=_options(a, b, common),
+        options=changed_options(a, b, common),
         models=_models(names, both, changes),
         changes=changes,
-        kinds={kind: _mean_change(group) for kind, group in by_kind(changes).items()},
-        layers={layer: _mean_change(group) for layer, group in by_layer(changes).items()},
+        moves=_moves(both, len(names)),
+        yaml=yaml_difference(a, b),
         largest=sorted(moved, key=lambda change: -change.largest),
-        warnings=_warnings(a, b, here, there),
+        warnings=odds(a, b, here, there),
     )
 
 
@@ -154,11 +166,36 @@ def _change(one: TensorStatistics, other: TensorStatistics) -> TensorChange:
     return TensorChange(one.line.name, one.place, one.elements, change, size)
 
 
-def _mean_change(changes: Sequence[TensorChange], *, sizes: bool = False) -> Array:
-    """Mean over elements of the changes, or of their sizes."""
-    elements = np.array([change.elements for change in changes], dtype=np.float64)
-    values = np.stack([change.size if sizes else change.change for change in changes])
-    return mean(values, elements[:, None])
+def _moves(
+    both: Sequence[tuple[TensorStatistics, TensorStatistics]], models: int
+) -> dict[Quantity, Move]:
+    here, there = [one for one, _ in both], [other for _, other in both]
+    found = {}
+    for quantity in MOVING:
+        a, b = grid(here, models, quantity), grid(there, models, quantity)
+        steps = [np.abs(quantity.of_tensor(y) - quantity.of_tensor(x)) for x, y in both]
+        if not np.any(np.array(steps) > TOLERANCE):
+            continue
+        found[quantity] = Move(
+            a,
+            b,
+            _changes(quantity, by_kind(here), by_kind(there), models),
+            _changes(quantity, by_layer(here), by_layer(there), models),
+        )
+    return found
+
+
+def _changes(
+    quantity: Quantity,
+    a: Mapping[Key, list[TensorStatistics]],
+    b: Mapping[Key, list[TensorStatistics]],
+    models: int,
+) -> dict[Key, Array]:
+    """[M] change of a quantity in each group of tensors."""
+    return {
+        place: quantity.over(b[place], models) - quantity.over(group, models)
+        for place, group in a.items()
+    }
 
 
 def _models(
@@ -171,57 +208,15 @@ def _models(
     here, there = [one for one, _ in both], [other for _, other in both]
     columns: list[NDArray[Any]] = [
         *(WEIGHT.over(tensors, len(names)) for tensors in (here, there)),
-        _mean_change(changes, sizes=True),
+        mean(
+            np.stack([change.size for change in changes]),
+            np.array([change.elements for change in changes], dtype=np.float64)[:, None],
+        ),
         *(np.sum([t.rejected for t in tensors], axis=0) for tensors in (here, there)),
+        *(DISTANCE.over(tensors, len(names)) for tensors in (here, there)),
         *(RECALLED.over(tensors, len(names)) for tensors in (here, there)),
     ]
     return [
         ModelChange(name, short, *(column[i].item() for column in columns))
         for i, (name, short) in enumerate(short_names(names).items())
     ]
-
-
-def _options(a: Record, b: Record, common: Iterable[str]) -> list[OptionChange]:
-    changed: Counter[tuple[str, str, str]] = Counter()
-    values_a, values_b = _effective(a), _effective(b)
-    for tensor in common:
-        one, other = values_a[tensor], values_b[tensor]
-        for option in sorted(one | other):
-            if one.get(option) != other.get(option):
-                changed[option, _said(one, option), _said(other, option)] += 1
-    return [OptionChange(*key, tensors=count) for key, count in changed.items()]
-
-
-def _effective(record: Record) -> dict[str, dict[str, Scalar]]:
-    """All options of each tensor; the way to the consensus and the base count as such."""
-    return {
-        tensor.name: {
-            "base_model": record.header.base,
-            "consensus": tensor.consensus,
-            **record.header.parameters,
-            **tensor.parameters,
-        }
-        for tensor in record.tensors
-    }
-
-
-def _said(options: dict[str, Scalar], name: str) -> str:
-    value = options.get(name)
-    return "-" if value is None else str(value)
-
-
-def _warnings(
-    a: Record, b: Record, here: dict[str, TensorStatistics], there: dict[str, TensorStatistics]
-) -> list[str]:
-    found = []
-    for label, record, own, others in (("A", a, here, there), ("B", b, there, here)):
-        if record.missing or record.truncated:
-            found.append(f"{label} is unfinished: {len(record.tensors):,} tensors are recorded.")
-        if alone := [name for name in own if name not in others]:
-            more = f" and {len(alone) - 3:,} more" if len(alone) > 3 else ""
-            found.append(f"only in {label}: {', '.join(alone[:3])}{more}.")
-    for package in sorted(a.header.versions.keys() | b.header.versions.keys()):
-        versions = [record.header.versions.get(package, "-") for record in (a, b)]
-        if versions[0] != versions[1]:
-            found.append(f"made with {package} {versions[0]} (A) and {versions[1]} (B).")
-    return found
