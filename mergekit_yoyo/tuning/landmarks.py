@@ -24,11 +24,12 @@ def landmarks(recipe: Recipe, folder: Path) -> Iterator[tuple[str, Recipe]]:
     """
     names = recipe.models
     base = recipe.base
-    tuned = [name for name in names if name != base] if base else names
-    if len(tuned) < 2:
+    others = [name for name in names if name != base]
+    if len(names) < 2:
         return
-    # a base that is but the donor of config and tokenizer, and one of the inputs, is an input
-    inputs = names if base in names and not recipe.anchored and recipe.takes_base else tuned
+    # a base that is but the donor of config and tokenizer, or the one of two, is merged as others
+    is_input = base in names and recipe.takes_base and not recipe.anchored
+    inputs = names if is_input or len(others) < 2 else others
     kept = {key: recipe.data[key] for key in _KEPT if key in recipe.data}
     found: dict[str, dict[str, Any]] = {
         "linear": _merge("linear", inputs, {"weight": 1.0}),
@@ -36,10 +37,10 @@ def landmarks(recipe: Recipe, folder: Path) -> Iterator[tuple[str, Recipe]]:
     }
     if len(inputs) > 2:
         found["recall"] = _merge("yoyo_fusion", inputs, {"consensus": "recall"})
-    if base:
+    if base and len(others) > 1:
         anchored = {"consensus": "recall", "center": "anchor"}
-        found["recall, base as anchor"] = _merge("yoyo_fusion", [*tuned, base], anchored)
-        found["task_arithmetic"] = _merge("task_arithmetic", tuned, {"weight": 1.0, "lambda": 1.0})
+        found["recall, base as anchor"] = _merge("yoyo_fusion", [*others, base], anchored)
+        found["task_arithmetic"] = _merge("task_arithmetic", others, {"weight": 1.0, "lambda": 1.0})
     for label, method in found.items():
         data = {**kept, **method}
         if "base_model" in data and label in ("linear", "tukey", "recall"):

@@ -3,6 +3,7 @@
 import fcntl
 import hashlib
 import shutil
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -151,7 +152,13 @@ def _search(
             progress.advance()
         return measured
 
+    started = time.perf_counter()
     first = measure(given)
+    seconds = time.perf_counter() - started
+    progress.say(
+        f"the YAML as given: {first.figure} ({seconds:.0f} s; a candidate that is merged already "
+        f"takes {bench.seconds / max(bench.read, 1):.1f} s)"
+    )
     found = search(first, keys, measure, recipe.deciding)
     banded = None
     if how.by:

@@ -79,7 +79,8 @@ def search(
     """
     found = Found(given)
     try:
-        for start in _branches(given, knobs):
+        # where little acts first: it costs little, and a budget that ends has seen every word
+        for start in sorted(_branches(given, knobs), key=lambda s: len(_acting(s, knobs, fixed))):
             _descend(found, start, knobs, measure, fixed)
     except Exhausted:
         found.exhausted = True
@@ -94,6 +95,14 @@ def _branches(given: Measured, knobs: Mapping[str, Knob]) -> list[Setting]:
             {**start, key: word} for start in starts for word in knob.words if word != start[key]
         ]
     return starts
+
+
+def _acting(
+    start: Setting, knobs: Mapping[str, Knob], fixed: Mapping[str, object]
+) -> dict[str, Knob]:
+    """The numbers that have an effect beside a start's words."""
+    beside = {**fixed, **start}
+    return {key: knob for key, knob in knobs.items() if not knob.words and knob.acts(beside)}
 
 
 def _descend(
