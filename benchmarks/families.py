@@ -95,6 +95,7 @@ def main(names: tuple[str, ...], mlx: bool, write: bool) -> None:
         for name in names or tuple(FAMILIES):
             folder = Path(scratch) / name
             folder.mkdir()
+            click.echo(f"{name} ...", err=True)
             road = travel(name, folder)
             alone = lost_alone(folder)
             exported = "not in mlx-lm"

@@ -81,6 +81,7 @@ def main(models: tuple[str, ...]) -> None:
         column.justify = "right"
     transformers_logging.disable_progress_bar()
     for folder in models:
+        click.echo(f"{folder} ...", err=True)
         losses = held_out_losses(folder)
         mean = sum(losses.values()) / len(losses)
         table.add_row(Path(folder).name, *(f"{x:.4f}" for x in (*losses.values(), mean)))

@@ -1,13 +1,13 @@
 """What `inspect` says of a merge's memory, and what it takes, beside the merge itself.
 
-    python benchmarks/inspect_cost.py [--layers 8] [--hidden 1024] [--folder DIR]
+    python benchmarks/inspect_cost.py           # two minutes
+    python benchmarks/inspect_cost.py --write   # and into docs/inspect.md
 
 Merges three random fine-tunes of a Llama and of a Qwen3-MoE with mergekit-yaml, in bfloat16 and in
 float32. "Private memory" is what that process allocated (RssAnon, Linux); the pages of its mapped
 inputs are the kernel's.
 """
 
-import argparse
 import shutil
 import subprocess
 import sysconfig
@@ -15,8 +15,10 @@ import tempfile
 import time
 from pathlib import Path
 
+import click
 import torch
 import transformers
+from pages import show, write_option
 
 from mergekit_yoyo.inspection import inspect
 from mergekit_yoyo.inspection.resources import peak_bytes
@@ -86,38 +88,50 @@ def private_peak(command: list[str], folder: Path) -> tuple[int, float]:
     return peak, time.perf_counter() - start
 
 
-def main() -> None:
-    """Run the benchmark once and print its figures."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--layers", type=int, default=8)
-    parser.add_argument("--hidden", type=int, default=1024)
-    parser.add_argument("--folder", type=Path, help="where to write, 5 x the size of a model")
-    options = parser.parse_args()
-
-    scripts = Path(sysconfig.get_path("scripts"))
-    print("| family | dtype | memory predicted | of the merge | time of inspect | of the merge |")
-    print("|---|---|---:|---:|---:|---:|")
+@click.command(help=__doc__.split("\n\n")[0])
+@click.option("--layers", default=8, show_default=True)
+@click.option("--hidden", default=1024, show_default=True)
+@click.option("--folder", type=click.Path(path_type=Path), help="Where to write 5 models' sizes.")
+@write_option
+def main(layers: int, hidden: int, folder: Path | None, write: bool) -> None:
+    lines = [
+        "| family | dtype | memory predicted | of the merge | ratio | inspect | to the merge |",
+        "|---|---|---:|---:|---:|---:|---:|",
+    ]
     for family in ("Llama", "Qwen3-MoE"):
-        root = Path(tempfile.mkdtemp(dir=options.folder))
+        root = Path(tempfile.mkdtemp(dir=folder))
         try:
-            write_models(root, config_of(family, options.layers, options.hidden))
-            for dtype in ("bfloat16", "float32"):
-                listed = "".join(f"- model: {root}/m{k}\n" for k in range(MODELS))
-                file = root / "merge.yml"
-                file.write_text(f"merge_method: yoyo_fusion\ndtype: {dtype}\nmodels:\n{listed}")
-                plan = inspect(file, quick=True).plan
-                assert plan is not None
-                looking = [str(scripts / "mergekit-yoyo"), "inspect", str(file)]
-                merging = [str(scripts / "mergekit-yaml"), str(file), str(root / "out"), "--quiet"]
-                _, look_time = private_peak(looking, root)
-                peak, merge_time = private_peak(merging, root)
-                shutil.rmtree(root / "out")
-                print(
-                    f"| {family} | {dtype} | {format_bytes(peak_bytes(plan))} | "
-                    f"{format_bytes(peak)} | {look_time:.1f} s | {merge_time:.1f} s |"
-                )
+            click.echo(f"{family}: writing {MODELS} models ...", err=True)
+            write_models(root, config_of(family, layers, hidden))
+            lines += [
+                f"| {family} | {dtype} | {measured(root, dtype)} |"
+                for dtype in ("bfloat16", "float32")
+            ]
         finally:
             shutil.rmtree(root)
+    show(lines, "inspect.md", "inspect-cost", write=write)
+
+
+def measured(root: Path, dtype: str) -> str:
+    """The cells of one merge."""
+    listed = "".join(f"- model: {root}/m{k}\n" for k in range(MODELS))
+    file = root / "merge.yml"
+    file.write_text(f"merge_method: yoyo_fusion\ndtype: {dtype}\nmodels:\n{listed}")
+    plan = inspect(file, quick=True).plan
+    assert plan is not None
+    predicted = peak_bytes(plan)
+    scripts = Path(sysconfig.get_path("scripts"))
+    looking = [str(scripts / "mergekit-yoyo"), "inspect", str(file)]
+    merging = [str(scripts / "mergekit-yaml"), str(file), str(root / "out"), "--quiet"]
+    click.echo(f"{dtype}: inspect ...", err=True)
+    _, look_time = private_peak(looking, root)
+    click.echo(f"{dtype}: the merge ...", err=True)
+    peak, merge_time = private_peak(merging, root)
+    shutil.rmtree(root / "out")
+    return (
+        f"{format_bytes(predicted)} | {format_bytes(peak)} | {predicted / peak:.2f} | "
+        f"{look_time:.1f} s | {look_time / merge_time:.2f}"
+    )
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
 """The pictures of the quickstart merge in the README, without and with a broken fourth model.
 
-    python benchmarks/merge_pictures.py
+    python benchmarks/merge_pictures.py               # what the records say
+    python benchmarks/merge_pictures.py --out FOLDER  # and the pictures
+    python benchmarks/merge_pictures.py --write       # into examples/pictures, which README shows
 
 merges the quickstart's experts with `mergekit-yaml`, alone and with a copy of the base whose
 weights were overlaid with noise, each with `report:` among its parameters, and draws the heat
@@ -50,20 +52,23 @@ def merge(folder: Path, name: str, extra: list[Path]) -> Path:
 @click.option(
     "--out",
     type=click.Path(file_okay=False, path_type=Path),
-    default=PICTURES,
-    help="Folder for the pictures.  [default: examples/pictures]",
+    help="Folder for the pictures.",
 )
-def main(kind: str, out: Path) -> None:
-    out.mkdir(exist_ok=True)
+@click.option("--write", is_flag=True, help="Replace the pictures in examples/pictures.")
+def main(kind: str, out: Path | None, write: bool) -> None:
+    folders = [folder for folder in (out, PICTURES if write else None) if folder]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         broken = folder / "broken"
         break_model(kind, EXPERTS / "base", broken)
         for title, extra in (("quickstart", []), ("quickstart-broken", [broken])):
+            click.echo(f"merging {title} ...", err=True)
             summary = summarize(read_record(merge(folder, title, extra)))
-            picture = out / f"{title}.png"
-            picture.write_bytes(render_picture(summary))
-            click.echo(f"{picture.name}: {picture.stat().st_size / 1000:.0f} kB")
+            picture = render_picture(summary)
+            for goal in folders:
+                goal.mkdir(exist_ok=True)
+                (goal / f"{title}.png").write_bytes(picture)
+            click.echo(f"{title}.png: {len(picture) / 1000:.0f} kB")
             for model in summary.models:
                 click.echo(
                     f"  {model.short}: mean weight {model.weight:.2f}, rejected in "

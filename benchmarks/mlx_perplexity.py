@@ -46,8 +46,12 @@ def perplexity(folder: Path, count: int, domains: Sequence[str] = QUICKSTART) ->
 def measure(source: Path, count: int) -> list[tuple[Export, float]]:
     """An export and its perplexity for each recipe."""
     with tempfile.TemporaryDirectory() as scratch:
-        exports = [export_model(source, Path(scratch) / name, name) for name in RECIPES]
-        return [(export, perplexity(export.folder, count)) for export in exports]
+        measured = []
+        for name in RECIPES:
+            click.echo(f"{name}: export, perplexity ...", err=True)
+            export = export_model(source, Path(scratch) / name, name)
+            measured.append((export, perplexity(export.folder, count)))
+        return measured
 
 
 @click.command(help="Prints a table of perplexities of the model's exports.")

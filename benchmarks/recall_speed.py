@@ -1,6 +1,6 @@
 """What `consensus: recall` costs, in units of this machine's own matrix products.
 
-    python benchmarks/recall_speed.py [--device cuda]
+    python benchmarks/recall_speed.py [--device cuda]   # a minute; --write: and into docs/recall.md
 
 For each shape of weight: seconds, the rate of the floating-point operations that recall needs (K
 Gram matrices and products, Cholesky, solve) as a share of the rate of one large float64, and one
@@ -15,6 +15,7 @@ from collections.abc import Callable
 
 import click
 import torch
+from pages import show, write_option
 
 from mergekit_yoyo import fuse
 from mergekit_yoyo.algorithm.spaces import WIDE
@@ -84,23 +85,26 @@ def peak_beyond(outputs: int, inputs: int, count: int, device: str) -> int:
 @click.command(help=__doc__.split("\n\n")[0])
 @click.option("--count", default=3, show_default=True, help="Models.")
 @click.option("--device", default="cpu", show_default=True)
-def main(count: int, device: str) -> None:
+@write_option
+def main(count: int, device: str, write: bool) -> None:
+    click.echo("products of this machine ...", err=True)
     double, single = (rate(dtype, device) for dtype in (torch.float64, torch.float32))
-    click.echo(
-        f"{device}, {torch.get_num_threads()} threads: float64 products {double / 1e9:,.0f} "
-        f"GFLOP/s, float32 {single / 1e9:,.0f}"
-    )
-    click.echo("| outputs x inputs | seconds | of float64 | of float32 | memory, in x in float32 |")
-    click.echo("|---|---:|---:|---:|---:|")
+    lines = [
+        f"| outputs x inputs | seconds | of {double / 1e9:,.0f} GFLOP/s, float64 | "
+        f"of {single / 1e9:,.0f}, float32 | memory, in inputs x inputs of float32 |",
+        "|---|---:|---:|---:|---:|",
+    ]
     for outputs, inputs in SHAPES:
+        click.echo(f"{outputs} x {inputs} ...", err=True)
         tensors = fine_tunes(outputs, inputs, count, device)
         taken = seconds(lambda: fuse(tensors, consensus="recall"), device)  # noqa: B023
         reached = operations(outputs, inputs, count) / taken
         memory = peak_beyond(outputs, inputs, count, device) / (4 * inputs**2)
-        click.echo(
+        lines.append(
             f"| {outputs} x {inputs} | {taken:.2f} | {reached / double:.2f} | "
             f"{reached / single:.2f} | {memory:.1f} |"
         )
+    show(lines, "recall.md", "recall-speed", write=write)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """What the record of a merge costs, beside the merge itself.
 
-    python benchmarks/record_cost.py
+    python benchmarks/record_cost.py           # the table; a minute
+    python benchmarks/record_cost.py --write   # and into docs/report.md
 
 One layer of a 30B mixture of experts (packed gate_up and down of 128 experts, attention, norms) and
 one of a dense 8B model, three inputs each, in bfloat16.
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import click
 import torch
+from pages import show, write_option
 
 from mergekit_yoyo import fuse
 from mergekit_yoyo.algorithm.packing import Packing
@@ -19,7 +21,7 @@ from mergekit_yoyo.record import recorder
 from mergekit_yoyo.record.lines import tensor_line
 
 LAYERS = {
-    "mixture of experts": {
+    "a 30B mixture of experts": {
         "mlp.experts.gate_up_proj": (128, 2 * 768, 2048),
         "mlp.experts.down_proj": (128, 2048, 768),
         "mlp.gate.weight": (128, 2048),
@@ -30,7 +32,7 @@ LAYERS = {
         "input_layernorm.weight": (2048,),
         "post_attention_layernorm.weight": (2048,),
     },
-    "dense": {
+    "a dense 8B model": {
         "mlp.gate_proj.weight": (14336, 4096),
         "mlp.up_proj.weight": (14336, 4096),
         "mlp.down_proj.weight": (4096, 14336),
@@ -74,20 +76,24 @@ def costs(
 
 
 @click.command(help=__doc__.split("\n\n")[0])
-def main() -> None:
+@write_option
+def main(write: bool) -> None:
     torch.manual_seed(0)
+    lines = ["| a layer of | merged in | its record | share |", "|---|---:|---:|---:|"]
     with tempfile.TemporaryDirectory() as folder:
         for model, shapes in LAYERS.items():
             merging = recording = 0.0
             for name, shape in shapes.items():
+                click.echo(f"{model}: {name} ...", err=True)
                 packing = Packing("experts" in name, 2 if "gate_up" in name else 1)
                 of_tensor = costs(f"{model}.{name}", inputs(shape), packing, Path(folder))
                 merging += of_tensor[0]
                 recording += of_tensor[1]
-            click.echo(
-                f"{model}: a layer merges in {merging:.3f} s, its record takes "
-                f"{recording * 1e3:.1f} ms: {recording / merging:.2%}"
+            lines.append(
+                f"| {model} | {merging:.2f} s | {recording * 1e3:.1f} ms | "
+                f"{recording / merging:.2%} |"
             )
+    show(lines, "report.md", "record-cost", write=write)
 
 
 if __name__ == "__main__":

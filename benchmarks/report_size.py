@@ -1,6 +1,7 @@
 """The size of the page of a large merge, and how long a browser takes to open it.
 
-    python benchmarks/report_size.py
+    python benchmarks/report_size.py           # half a minute
+    python benchmarks/report_size.py --write   # and into docs/report.md
 
 makes up the record of three 30B models (48 layers of 128 experts), renders its page and opens
 that in headless Chromium (Debian's packages `chromium` and `chromium-driver`).
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import click
 import numpy as np
+from pages import show, write_option
 from selenium import webdriver
 
 from mergekit_yoyo.record.layers import place_of
@@ -138,20 +140,29 @@ def seconds_to_open(page: Path, profile: Path) -> float:
 @click.option("--layers", default=48, show_default=True)
 @click.option("--experts", default=128, show_default=True)
 @click.option("--keep", type=click.Path(path_type=Path), help="Folder for the record and the page.")
-def main(layers: int, experts: int, keep: Path | None) -> None:
+@write_option
+def main(layers: int, experts: int, keep: Path | None, write: bool) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = keep or Path(name)
         folder.mkdir(exist_ok=True)
         record, page = folder / "merge-report.jsonl", folder / "report.html"
+        click.echo("making up the record ...", err=True)
         make_record(record, layers, experts)
+        click.echo("rendering its page ...", err=True)
         start = time.perf_counter()
         summary = summarize(read_record(record))
         page.write_text(render_page(summary))
         rendered = time.perf_counter() - start
+        click.echo("opening it three times ...", err=True)
         opened = min(seconds_to_open(page, Path(name) / f"profile-{i}") for i in range(3))
-    click.echo(f"record: {len(summary.tensors)} tensors, {summary.problems:,} problems")
-    click.echo(f"page: {len(render_page(summary).encode()) / 1e6:.2f} MB, made in {rendered:.1f} s")
-    click.echo(f"opened in Chromium in {opened:.2f} s (best of 3)")
+        size = page.stat().st_size
+    lines = [
+        "| layers | experts | tensors | merged matrices | page | made in | opened in |",
+        "|---:|---:|---:|---:|---:|---:|---:|",
+        f"| {layers} | {experts} | {len(summary.tensors):,} | {summary.problems:,} | "
+        f"{size / 1e6:.2f} MB | {rendered:.1f} s | {opened:.1f} s |",
+    ]
+    show(lines, "report.md", "report-size", write=write)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,14 @@
 """A whole `mergekit-yaml` run with yoyo_fusion against the same run with linear.
 
-    python benchmarks/whole_run.py
-    python benchmarks/whole_run.py --small   # 135 M parameters, and consensus: recall as well
+    python benchmarks/whole_run.py           # two minutes; --write: and into docs/numbers.md
+    python benchmarks/whole_run.py --small   # 135 M parameters, and consensus: recall as well;
+                                             # --write: and into docs/recall.md
 
 Writes three synthetic Llama checkpoints of 516 M parameters (bfloat16) to a temporary folder,
 merges them with each method in turn, several times, and prints the best wall time and the peak
-memory of each, with their ratios. Needs about 5 GB of disk.
+memory of each, and their ratios to linear's. Needs about 5 GB of disk.
 """
 
-import json
 import os
 import statistics
 import subprocess
@@ -19,6 +19,7 @@ from pathlib import Path
 import click
 import torch
 import yaml
+from pages import show, write_option
 from safetensors.torch import save_file
 from transformers import LlamaConfig
 
@@ -102,24 +103,31 @@ def run(models: list[Path], method: str, folder: Path) -> tuple[float, float]:
 @click.command(help=__doc__.split("\n\n")[0])
 @click.option("--rounds", default=3, show_default=True)
 @click.option("--small", is_flag=True, help="135 M parameters, and consensus: recall as well.")
-def main(rounds: int, small: bool) -> None:
+@write_option
+def main(rounds: int, small: bool, write: bool) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
+        click.echo("writing three models ...", err=True)
         models, parameters = write_models(folder, 3, SMALL if small else LARGE)
         methods = [method for method in METHODS if small or method != "recall"]
         results: dict[str, list[tuple[float, float]]] = {method: [] for method in methods}
-        for _ in range(rounds):
+        for k in range(rounds):
             for method, measured in results.items():
                 measured.append(run(models, method, folder))
-    click.echo(f"{parameters / 1e6:.0f} M parameters, 3 models, {torch.get_num_threads()} threads")
+                click.echo(f"{method}, round {k + 1}: {measured[-1][0]:.1f} s", err=True)
     best = {
         m: (min(t for t, _ in r), statistics.median(p for _, p in r)) for m, r in results.items()
     }
-    click.echo("| method | seconds | peak memory |\n|---|---:|---:|")
+    title = f"{parameters / 1e6:.0f} M parameters, {torch.get_num_threads()} threads"
+    lines = [
+        f"| {title} | seconds | of linear's | peak memory | of linear's |",
+        "|---|---:|---:|---:|---:|",
+    ]
     for method, (elapsed, peak) in best.items():
-        click.echo(f"| {method} | {elapsed:.1f} | {peak:,.0f} MiB |")
-    ratios = [a / b for a, b in zip(best["yoyo_fusion"], best["linear"], strict=True)]
-    click.echo(json.dumps({"time ratio": round(ratios[0], 2), "memory ratio": round(ratios[1], 2)}))
+        times, memory = elapsed / best["linear"][0], peak / best["linear"][1]
+        lines.append(f"| {method} | {elapsed:.1f} | {times:.2f} | {peak:,.0f} MiB | {memory:.2f} |")
+    page, name = ("recall.md", "recall-run") if small else ("numbers.md", "whole-run")
+    show(lines, page, name, write=write)
 
 
 if __name__ == "__main__":
