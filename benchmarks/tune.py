@@ -3,14 +3,14 @@
     python benchmarks/tune.py --write                            # the shipped experts, ten minutes
     python benchmarks/tune.py --experts DIR --held-out DIR --name NAME --write
 
-For each merge the option is tuned from self-written text; then the given YAML, `linear`, the tuned
-YAML and a scan of the option are merged by mergekit and read held-out text of the domains (mean
-loss, nats a token). "best of the scan" is what no user can know. DIR of experts holds `base` and a
-folder a domain, DIR of held-out text a NAME.txt a domain.
+For each merge the option is tuned twice: from text that the models wrote, and with `--text` from
+the first half of the held-out text. Then the given YAML, `linear`, both tuned YAMLs and a scan of
+the option are merged by mergekit and read the second half (mean loss over the domains, nats a
+token). "best of the scan" is what no user can know. DIR of experts holds `base` and a folder a
+domain, DIR of held-out text a NAME.txt a domain.
 """
 
 import tempfile
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,8 +34,8 @@ from mergekit_yoyo.tuning.divergence import samples
 from mergekit_yoyo.tuning.subjects import load_model
 
 WINDOW = 256
-LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.85, 1.0, 1.2)
-STRENGTHS = (0.05, 0.25, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 6.0)
+LEVELS = (0.2, 0.35, 0.5, 0.65, 0.8, 1.0, 1.3)
+STRENGTHS = (0.05, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0)
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def cases(base: Path) -> list[Case]:
                 "parameters": {**recall, "center": "anchor"},
             },
             "recall_strength",
-            (*LEVELS, 1.5, 2.0),
+            (*LEVELS, 1.7),
         ),
         Case(
             "task_arithmetic, factor 1",
@@ -87,7 +87,7 @@ def cases(base: Path) -> list[Case]:
                 "parameters": {"weight": 1.0, "density": 0.5, "lambda": 1.0},
             },
             "lambda",
-            (*LEVELS, 1.5, 2.0),
+            (*LEVELS, 1.7),
         ),
     ]
 
@@ -99,11 +99,11 @@ def merge(file: Path, folder: Path) -> None:
 
 
 class Reader:
-    """Held-out text of the domains, and the mean loss of a merge on it."""
+    """Held-out text of some files, and the mean loss of a merge on it."""
 
-    def __init__(self, folder: Path, domains: Sequence[str], tokenizer: Path, most: int) -> None:
+    def __init__(self, files: dict[str, Path], tokenizer: Path, most: int) -> None:
         loaded = AutoTokenizer.from_pretrained(tokenizer)
-        texts = read_texts({domain: folder / f"{domain}.txt" for domain in domains})
+        texts = read_texts(files)
         self._windows: dict[str, list[Window]] = {
             text.name: token_windows(text, loaded, WINDOW, most) for text in texts
         }
@@ -122,6 +122,18 @@ class Reader:
         return float(np.mean(means))
 
 
+def halved(held_out: Path, domains: Sequence[str], folder: Path) -> list[dict[str, Path]]:
+    """The first and the second half of each domain's text, as files."""
+    halves: list[dict[str, Path]] = [{}, {}]
+    for domain in domains:
+        text = (held_out / f"{domain}.txt").read_text(encoding="utf-8")
+        middle = text.rfind("\n", 0, len(text) // 2)
+        for number, part in enumerate((text[:middle], text[middle:])):
+            halves[number][domain] = folder / f"{domain}-{number}.txt"
+            halves[number][domain].write_text(part, encoding="utf-8")
+    return halves
+
+
 @click.command(help=__doc__.split("\n\n")[0])
 @click.option("--experts", type=click.Path(path_type=Path), default=EXPERTS)
 @click.option("--held-out", type=click.Path(path_type=Path), default=HELD_OUT)
@@ -129,7 +141,7 @@ class Reader:
 @click.option("--name", default="toys", help="What the experts are, for the table.")
 @click.option("--samples", "count", default=64, type=int)
 @click.option("--tokens", default=128, type=int)
-@click.option("--windows", default=96, type=int, help="Of held-out text, a domain, at most.")
+@click.option("--windows", default=48, type=int, help="Of held-out text, a domain, at most.")
 @write_option
 def main(
     experts: Path,
@@ -144,40 +156,40 @@ def main(
     transformers_logging.disable_progress_bar()
     names = domains.split(",")
     models = [{"model": str(experts / domain)} for domain in names]
-    reader = Reader(held_out, names, experts / names[0], windows)
     lines = [
-        "| merge | option | given | linear | tuned from own text | best of the scan | tuned above "
-        "the best | s |",
-        "|---|---|---:|---:|---:|---:|---:|---:|",
+        "| merge | option | given | linear | tuned, the models' own text | tuned, `--text` | "
+        "best of the scan |",
+        "|---|---|---:|---:|---:|---:|---:|",
     ]
     common = {"models": models, "dtype": "bfloat16"}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
+        given_text, read_text = halved(held_out, names, folder)
+        reader = Reader(read_text, experts / names[0], windows)
         linear = reader.loss(
             {**common, "merge_method": "linear", "parameters": {"weight": 1.0}}, folder
         )
-        texts = Texts({}, folder / "texts", Writing(count, tokens), tokens, count)
+        writing = Writing(count, tokens)
+        sources = [
+            Texts(files, folder / "texts", writing, tokens, count) for files in ({}, given_text)
+        ]
         for case in cases(experts / "base"):
             file, out = folder / "merge.yml", folder / "tuned.yml"
             data = {**common, **case.method}
             file.write_text(yaml.safe_dump(data))
-            started = time.perf_counter()
-            how = Search(move=[case.option], candidates=20, beside=False, fresh=True)
-            done = tune(file, out, merge, texts, how)
-            seconds = time.perf_counter() - started
+            cells = [f"{reader.loss(data, folder):.4f}", f"{linear:.4f}"]
+            for texts in sources:
+                how = Search(move=[case.option], candidates=20, beside=False, fresh=True)
+                done = tune(file, out, merge, texts, how)
+                loss = reader.loss(yaml.safe_load(out.read_text()), folder)
+                cells.append(f"{loss:.4f} at {done.outcome.setting[case.option]}")
             scan = {}
             for value in case.scan:
                 parameters = {**case.method["parameters"], case.option: value}
                 scan[value] = reader.loss({**data, "parameters": parameters}, folder)
             best = min(scan, key=lambda value: scan[value])
-            tuned = reader.loss(yaml.safe_load(out.read_text()), folder)
-            given = reader.loss(data, folder)
-            value = done.outcome.setting[case.option]
-            lines.append(
-                f"| {case.label} | `{case.option}` | {given:.4f} | {linear:.4f} | "
-                f"{tuned:.4f} at {value} | {scan[best]:.4f} at {best:g} | "
-                f"{tuned - scan[best]:+.4f} | {seconds:.0f} |"
-            )
+            cells.append(f"{scan[best]:.4f} at {best:g}")
+            lines.append(f"| {case.label} | `{case.option}` | {' | '.join(cells)} |")
             click.echo(lines[-1], err=True)
     if name == "toys":
         show(lines, "tune.md", "tune-toys", write=write)

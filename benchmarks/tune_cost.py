@@ -30,7 +30,7 @@ from mergekit_yoyo.tuning.mixture import Mixture
 from mergekit_yoyo.tuning.subjects import load_model
 
 SAMPLES, TOKENS, MODELS = 64, 128, 3  # the defaults, and three models
-FEW = 8  # samples that are timed
+FEW = 4  # samples that are timed
 WORDS = 49_152
 Result = TypeVar("Result")
 

@@ -291,6 +291,9 @@ def test_different_tokenizers_fall_back_to_the_loss_and_say_so(tmp_path):
         ({"merge_method": "yoyo_fusion"}, ["-o", "merge.yml"], "that is the merge YAML itself"),
         ({"merge_method": "yoyo_fusion"}, ["-o", "words.txt"], "no search of ours wrote it"),
         ({"merge_method": "yoyo_fusion"}, ["-o", "none/x.yml"], "no folder none"),
+        ({"merge_method": "yoyo_fusion"}, ["-o", "photo.yml"], "photo.png, which is taken"),
+        ({"merge_method": "yoyo_fusion"}, ["-o", "x.png"], "x.png, which is taken"),
+        ({"merge_method": "linear"}, ["--by", "layer"], "linear has no strength here"),
         ({"merge_method": "yoyo_fusion"}, ["--device", "cuda:9"], "torch cannot use it here"),
         ({"merge_method": "yoyo_fusion"}, ["--device", "quantum"], "torch cannot use it here"),
     ],
@@ -299,6 +302,7 @@ def test_bad_input_is_a_sentence(tmp_path, monkeypatch, data, arguments, message
     monkeypatch.chdir(tmp_path)
     write_yaml(tmp_path / "merge.yml", **data)
     (tmp_path / "words.txt").write_text("a few words")
+    (tmp_path / "photo.png").write_bytes(b"mine")
     (tmp_path / "short.txt").write_text("All is well that ends well. " * 9)
     before = sorted(tmp_path.iterdir())
     run = CliRunner().invoke(main, ["tune", "merge.yml", "--quiet", *arguments])

@@ -45,9 +45,12 @@ class Parts:
         self._folder = folder
         self._most = at_once + SPARE_PARTS
         self._merge = merge
-        self._used: dict[Path, None] = {}
         self.merged = 0
         folder.mkdir(parents=True, exist_ok=True)
+        # those of an interrupted run count as used long ago
+        self._used: dict[Path, None] = dict.fromkeys(
+            sorted(p for p in folder.iterdir() if p.is_dir() and p.name[0] != ".")
+        )
 
     def of(self, recipe: Recipe, setting: Setting) -> Path:
         """The merge with a setting, in float32: rounding comes after the sum."""

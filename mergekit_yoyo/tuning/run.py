@@ -284,6 +284,11 @@ def _check_output(file: Path, output: Path) -> None:
         raise YoyoError(
             f"{output}: this exists, and no search of ours wrote it. Choose another name."
         )
+    picture = output.with_suffix(".png")
+    if picture == output or (picture.exists() and not output.exists()):
+        raise YoyoError(
+            f"{output}: the picture would be {picture}, which is taken. Choose another name."
+        )
     if not output.parent.is_dir():
         raise YoyoError(f"{output}: no folder {output.parent}.")
 
