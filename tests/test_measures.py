@@ -2,6 +2,8 @@
 
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -258,6 +260,21 @@ def test_bad_input_gives_a_sentence_and_no_result(tmp_path, monkeypatch, change,
     assert expected in " ".join(result.output.split())
     assert "Traceback" not in result.output
     assert not list(Path().rglob("results*"))
+
+
+def test_the_peak_of_a_process_is_its_own_and_not_its_parent_s():
+    """A child that is started by vfork has its parent's peak as `ru_maxrss`."""
+    ballast = np.ones(600_000_000, np.uint8)
+    code = (
+        "from mergekit_yoyo.evaluation.running import peak_resident_bytes as peak\n"
+        "before = peak()\n"
+        "held = bytearray(b'x' * 200_000_000)\n"
+        "print(before, peak())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    before, after = map(int, done.stdout.split())
+    assert before < ballast.nbytes / 2
+    assert 190_000_000 < after - before < 450_000_000
 
 
 # --- tables ---------------------------------------------------------------------------------------

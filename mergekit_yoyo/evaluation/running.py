@@ -112,7 +112,7 @@ class _Transformers:
             return self._torch.cuda.max_memory_allocated(self._device), "device"
         if self._device.type == "mps":
             return self._torch.mps.driver_allocated_memory(), "device, at the end"
-        grown = max(0, _peak_resident_bytes() - self._before)
+        grown = max(0, peak_resident_bytes() - self._before)
         return grown, "process"
 
 
@@ -199,6 +199,14 @@ def _resident_bytes() -> int:
     return int(psutil.Process().memory_info().rss)
 
 
-def _peak_resident_bytes() -> int:
+def peak_resident_bytes() -> int:
+    """The most memory that this process ever had.
+
+    Linux hands `ru_maxrss` of a parent on to the child that it starts, so there the kernel's mark
+    of this address space is read.
+    """
+    status = Path("/proc/self/status")
+    if status.exists() and (match := re.search(r"VmHWM:\s*(\d+) kB", status.read_text())):
+        return int(match[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
