@@ -6,7 +6,7 @@ Explicit matrices, plain solves, the geometric median of `reference`. Only small
 from typing import NamedTuple
 
 import numpy as np
-from reference import EPS, geometric_median
+from reference import EPS, geometric_median, weighted_median
 
 REJECTED = 1e-3
 
@@ -26,11 +26,11 @@ class Recall(NamedTuple):
     condition: float
 
 
-def trusted(u, anchor, tukey_c):
+def trusted(u, prior, anchor, tukey_c):
     """omega and the mixing weights of the center, step 1."""
     K = len(u)
     others = [k for k in range(K) if k != anchor]
-    m = geometric_median(u) if anchor is None else u[anchor]
+    m = geometric_median(u, prior) if anchor is None else u[anchor]
     omega = np.zeros(K)
     for _ in range(200):
         d = np.linalg.norm(u - m, axis=1)[others]
@@ -41,10 +41,10 @@ def trusted(u, anchor, tukey_c):
         moved, omega = np.abs(new - omega).max(), new
         if anchor is not None:
             return omega, np.eye(K)[anchor]
-        m = omega @ u / omega.sum()
+        m = (prior * omega) @ u / (prior @ omega)
         if moved < 1e-14:
             break
-    return omega, omega / omega.sum()
+    return omega, prior * omega / (prior @ omega)
 
 
 def recall(
@@ -56,22 +56,25 @@ def recall(
     prior=None,
     tukey_c=4.685,
     rescale="mean",
+    weights=None,
 ):
     """inputs: K arrays of one shape; strength: beta, and prior: alpha,
     None for the closed forms. See `fuse`."""
     shape = np.shape(inputs[0])
+    given = np.ones(len(inputs)) if weights is None else np.array(weights) / np.mean(weights)
     x = np.stack([np.asarray(i, dtype=np.float64) for i in inputs])
     flat = x.reshape(len(x), -1)
     r = np.sqrt((flat**2).mean(1) + EPS)
-    omega, weights = trusted(flat / (r + EPS)[:, None], anchor, tukey_c)
+    omega, center = trusted(flat / (r + EPS)[:, None], given, anchor, tukey_c)
     if rescale == "median":
-        x = x * (np.median(r) / r).reshape(-1, *[1] * len(shape))
-    m = np.tensordot(weights, x, 1)
+        x = x * (weighted_median(r, given) / r).reshape(-1, *[1] * len(shape))
+    m = np.tensordot(center, x, 1)
     R = x - m
     if kind == "transposed":
         R = R.swapaxes(1, 2)
     R = R.reshape(len(x), 1, -1) if kind == "vector" else R.reshape(len(x), R.shape[1], -1)
     squares = (R**2).sum((1, 2))
+    omega, trust = given * omega, omega
     counted = [k for k in range(len(x)) if omega[k] > 0 and squares[k] > 0]
 
     C = []
@@ -112,4 +115,4 @@ def recall(
     if kind in ("embedding", "transposed"):
         P = P.T
     P = P.reshape(shape)
-    return Recall(m + beta * P, P, m, omega, beta, recalled, condition)
+    return Recall(m + beta * P, P, m, trust, beta, recalled, condition)

@@ -31,23 +31,38 @@ def lower_median(values, axis):
     return np.take(np.sort(values, axis=axis), (values.shape[axis] - 1) // 2, axis=axis)
 
 
-def geometric_median(u):
-    """argmin_y sum_k ||u_k - y|| by the plain iteration, with Vardi and Zhang's step."""
+def weighted_median(values, w):
+    """The value below and above which no more than half of the weight lies; of two, their mean."""
+    half = np.sum(w) / 2
+    fits = [
+        v
+        for v in values
+        if sum(w[values < v]) <= half * (1 + 1e-12) and sum(w[values > v]) <= half * (1 + 1e-12)
+    ]
+    return (min(fits) + max(fits)) / 2
+
+
+def geometric_median(u, w=None):
+    """argmin_y sum_k w_k ||u_k - y|| by the plain iteration, with Vardi and Zhang's step."""
+    w = np.ones(len(u)) if w is None else w
+    if len(u) == 2:
+        return w @ u / w.sum()
     centered = u - u.mean(0)
     _, singular, directions = np.linalg.svd(centered, full_matrices=False)
-    if len(u) == 2 or len(singular) == 1 or singular[1] <= 1e-10 * singular[0]:
-        order = np.argsort(centered @ directions[0])  # on one line: the ordinary median
-        return (u[order[(len(u) - 1) // 2]] + u[order[len(u) // 2]]) / 2
+    if len(singular) == 1 or singular[1] <= 1e-10 * singular[0]:
+        place = centered @ directions[0]  # on one line: the ordinary median
+        return u.mean(0) + weighted_median(place, w) * directions[0]
     y, spread = u.mean(0), np.linalg.norm(centered, axis=1).max()
     for k in range(len(u)):  # a data point is the optimum if the others cannot pull it away
-        if np.linalg.norm(pull_at(u, u[k])) <= (np.linalg.norm(u - u[k], axis=1) == 0).sum():
+        here = np.linalg.norm(u - u[k], axis=1) == 0
+        if np.linalg.norm(pull_at(u, w, u[k])) <= w[here].sum():
             return u[k]
     for _ in range(20_000):
         d = np.linalg.norm(u - y, axis=1)
         far = d > 0
-        step_to = (u[far] / d[far, None]).sum(0) / (1 / d[far]).sum()
+        step_to = (w[far] / d[far]) @ u[far] / (w[far] / d[far]).sum()
         if not far.all():  # on a data point that is not the optimum
-            stay = (~far).sum() / np.linalg.norm(pull_at(u, y))
+            stay = w[~far].sum() / np.linalg.norm(pull_at(u, w, y))
             step_to = (1 - stay) * step_to + stay * y
         step, y = np.linalg.norm(step_to - y), step_to
         if step <= max(1e-14 * spread, 4e-16 * np.linalg.norm(y)):
@@ -55,10 +70,10 @@ def geometric_median(u):
     return y
 
 
-def pull_at(u, y):
-    """Sum of the unit vectors from y to the points, but for those at y."""
+def pull_at(u, w, y):
+    """Sum of the unit vectors from y to the points times their weights, but for those at y."""
     d = np.linalg.norm(u - y, axis=1)
-    return ((u - y)[d > 0] / d[d > 0, None]).sum(0)
+    return (w[d > 0] / d[d > 0]) @ (u - y)[d > 0]
 
 
 def yoyo_fusion(
@@ -69,22 +84,33 @@ def yoyo_fusion(
     mad_median="standard",
     tukey_c=4.685,
     max_scale=LAMBDA_MAX,
+    weights=None,
 ):
     """inputs: K >= 2 arrays of one shape, with the options of `fuse`. Returns a `Reference`."""
+    prior = np.ones(len(inputs)) if weights is None else np.array(weights, dtype=float)
+    kept = [k for k in range(len(inputs)) if prior[k] > 0 or k == anchor]
+    inputs, prior = [inputs[k] for k in kept], prior[kept]
+    anchor = None if anchor is None else kept.index(anchor)
+    votes = prior > 0
     shape = np.shape(inputs[0])
     x = np.stack([np.asarray(i, dtype=np.float64).ravel() for i in inputs])
     K, D = x.shape
     mad = np.median if mad_median == "standard" else lower_median
-    average = np.mean if rescale == "mean" else np.median
+
+    def average(values):
+        return prior @ values / prior.sum() if rescale == "mean" else weighted_median(values, prior)
 
     r = np.sqrt((x**2).mean(1) + EPS)
     u = x / (r + EPS)[:, None]
     if center == "anchor":
         m = u[anchor]
     elif center == "coordinate_median":
-        m = np.median(u, axis=0)
+        if K == 2:
+            m = prior @ u / prior.sum()
+        else:
+            m = np.array([weighted_median(column, prior) for column in u.T])
     else:
-        m = geometric_median(u)
+        m = geometric_median(u, prior)
     R = u - m
     residual_norms = np.linalg.norm(R, axis=1)
     if residual_norms.max() < 1e-7:
@@ -98,12 +124,14 @@ def yoyo_fusion(
         lam = min(1 / (p + EPS), max_scale)
         Z = R @ Q
         length = np.linalg.norm(Z, axis=1)
-        s_j = np.maximum(1.4826 * mad(np.abs(Z), axis=0), 1e-12)
-        s_g = max(1.4826 * mad(length, axis=0), 1e-12)
+        s_j = np.maximum(1.4826 * mad(np.abs(Z[votes]), axis=0), 1e-12)
+        s_g = max(1.4826 * mad(length[votes], axis=0), 1e-12)
         w_kj = np.maximum(0, 1 - (np.abs(Z) / (tukey_c * s_j + EPS)) ** 2) ** 2
         w_k = np.maximum(0, 1 - (length / (tukey_c * s_g + EPS)) ** 2) ** 2
         W = w_kj * w_k[:, None]
-        z = (W * Z).sum(0) / (W.sum(0) + EPS)
+        z = prior @ (W * Z) / (prior @ W / prior.mean() + EPS) / prior.mean()
+        if K == 2 and anchor is None:
+            z = 0 * z  # neither can outvote the other
         y = m + lam * Q @ z
         weights = W @ s[:kept] ** 2 / (s[:kept] ** 2).sum()
     y = y * average(r)

@@ -49,7 +49,7 @@ def move_of(tensors, kind="auto", *, packing=WHOLE, strength=1.0, anchor=None, c
     )
     inputs = [problems(x, packing) for x in tensors]
     merge = torch.empty(tensors[0].shape, dtype=torch.float64)
-    span = span_of(inputs, center, anchor, options.eps)
+    span = span_of(inputs, center, anchor, options.eps, np.ones(len(inputs)))
     details = Recall().merge(inputs, span, options, anchor, kind, problems(merge, packing))
     return merge, details
 
@@ -233,7 +233,7 @@ def test_single_precision_is_hidden_by_the_rounding(kind, size, rank, ridge, dty
         options = Options(consensus="recall", center=center, ridge=ridge)
         merge = torch.empty((1, *size), dtype=torch.float64)  # not rounded
         inputs = [problems(x, WHOLE) for x in tensors]
-        span = span_of(inputs, center, anchor, options.eps)
+        span = span_of(inputs, center, anchor, options.eps, np.ones(len(inputs)))
         Recall().merge(inputs, span, options, anchor, kind, merge)
         expected = recall(arrays(tensors), kind, anchor=anchor, ridge=ridge).merge
         step = torch.finfo(dtype).eps / 2 * np.maximum(abs(expected), (expected**2).mean() ** 0.5)

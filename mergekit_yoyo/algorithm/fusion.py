@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mergekit_yoyo.algorithm.consensuses import CONSENSUSES
-from mergekit_yoyo.algorithm.inputs import check_anchor, not_finite, promoted_dtype
+from mergekit_yoyo.algorithm.inputs import check_anchor, not_finite, priors_of, promoted_dtype
 from mergekit_yoyo.algorithm.options import Choice, TensorKind, declared, options_of
 from mergekit_yoyo.algorithm.packing import WHOLE, Packing, packing_for, problems
 from mergekit_yoyo.algorithm.result import FusionResult
@@ -38,6 +38,7 @@ from mergekit_yoyo.algorithm.tolerances import NO_RESIDUAL
 def fuse(
     tensors: Sequence[Tensor],
     *,
+    weights: Sequence[float] | None = None,
     anchor: int | None = None,
     kind: TensorKind = "auto",
     name: str = "tensor",
@@ -50,6 +51,9 @@ def fuse(
     tensors: K tensors of one shape and device, float64, float32, bfloat16 or float16, any strides;
         never written to. Inner products are float64, the result is rounded once to the promoted
         dtype.
+    weights: how much each model is trusted from the start, 1 each without. Their scale does not
+        matter; a model of weight 0 is left out, also of the details of the result, but for an
+        anchor, which then is the center and nothing else.
     anchor: with `center="anchor"`, the index of the input that is the center.
     kind: what the tensor, or each expert of it, is in the network, which `recall` asks: `linear`
         [outputs, inputs, ...], `transposed` [inputs, outputs] (GPT-2's Conv1D), `embedding` [rows,
@@ -74,6 +78,12 @@ def fuse(
     labels = labels or [f"input {k}" for k in range(len(tensors))]
     dtype = promoted_dtype(tensors, name, labels)
     check_anchor(anchor, settled.center, len(tensors), name)
+    priors = priors_of(weights, len(tensors), name)
+    if not priors.all():
+        kept = [k for k in range(len(tensors)) if priors[k] > 0 or k == anchor]
+        tensors, labels = [tensors[k] for k in kept], [labels[k] for k in kept]
+        priors = priors[kept] * (len(kept) / priors.sum())
+        anchor = None if anchor is None else kept.index(anchor)
     if len(tensors) == 1 or tensors[0].numel() == 0:
         return FusionResult.untouched(tensors[0])
 
@@ -86,7 +96,7 @@ def fuse(
         out = problems(merge, packing)
 
     # steps 1 to 3: RMS, center, residuals
-    span = span_of(inputs, settled.center, anchor, settled.eps)
+    span = span_of(inputs, settled.center, anchor, settled.eps, priors)
     if span is None:
         raise not_finite(tensors, name, labels)
     # what follows them

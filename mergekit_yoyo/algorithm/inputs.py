@@ -3,9 +3,12 @@
 from collections.abc import Sequence
 from functools import reduce
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from mergekit_yoyo.algorithm.options import WEIGHT
 from mergekit_yoyo.errors import YoyoError
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -43,6 +46,23 @@ def check_anchor(anchor: int | None, center: str, count: int, name: str) -> None
         )
     if anchor is not None and (type(anchor) is not int or not 0 <= anchor < count):
         raise YoyoError(f"anchor: expected an index from 0 to {count - 1}; got {anchor!r}.")
+
+
+def priors_of(weights: Sequence[float] | None, count: int, name: str) -> NDArray[np.float64]:
+    """[K], the weights of the models scaled to a mean of 1.
+
+    Raises YoyoError unless there is one for each input, and they are not all 0.
+    """
+    if weights is None:
+        return np.ones(count)
+    if len(weights) != count:
+        raise YoyoError(f"weights: expected {count}, one per input; got {len(weights)}.")
+    given = np.array([WEIGHT.checked("weight", weight) for weight in weights], dtype=np.float64)
+    if not given.any():
+        raise YoyoError(f"{name}: all models have weight 0; give one of them more.")
+    if (given == given[0]).all():
+        return np.ones(count)
+    return np.asarray(given / given.mean())
 
 
 def not_finite(tensors: Sequence[Tensor], name: str, labels: Sequence[str]) -> YoyoError:

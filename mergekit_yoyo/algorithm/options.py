@@ -10,9 +10,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, cast, get_args
 
-import numpy as np
-from numpy.typing import NDArray
-
 from mergekit_yoyo.algorithm.tolerances import LEAST_RIDGE
 from mergekit_yoyo.errors import YoyoError, close_to, nearest
 
@@ -68,6 +65,7 @@ class Number:
 
 
 Range = Choice | Number
+WEIGHT = Number(0.0, above=False, auto=False)  # of a model, beside the options
 
 
 def _choice(default: str, words: Any, meaning: str) -> Any:
@@ -146,10 +144,6 @@ class Options:
     def __post_init__(self) -> None:
         for option in declared():
             object.__setattr__(self, option.name, option.checked(getattr(self, option.name)))
-
-    def average(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Mean or median over the inputs (axis 1), for steps 8 and 9."""
-        return np.asarray(np.mean(values, 1) if self.rescale == "mean" else np.median(values, 1))
 
 
 @dataclass(frozen=True)

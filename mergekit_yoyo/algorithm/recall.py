@@ -1,6 +1,7 @@
 """Recall, the other consensus: each residual counts where in input space its model moved.
 
-1. m: a center that broken inputs cannot move; omega_k: how far each input is trusted.
+1. m: a center that broken inputs cannot move; omega_k: how far each input is trusted, times the
+   weight that its model was given.
    R_k = x_k - m, in the inputs' own scale; with `rescale: median` every input gets the median RMS
    first, so that one of wrong scale cannot set the scale of m.
 2. C_k = R_k^T R_k / ||R_k||^2: the energy of each model in the space of the layer's inputs, every
@@ -32,7 +33,7 @@ from torch import Tensor
 
 from mergekit_yoyo.algorithm.options import Options, TensorKind
 from mergekit_yoyo.algorithm.result import Details
-from mergekit_yoyo.algorithm.robust import Array, mad_scale, tukey_weights
+from mergekit_yoyo.algorithm.robust import Array, mad_scale, tukey_weights, weighted_median
 from mergekit_yoyo.algorithm.spaces import Energies, Space, Weighing, spaces_of
 from mergekit_yoyo.algorithm.span import Span
 from mergekit_yoyo.algorithm.tolerances import (
@@ -77,13 +78,18 @@ class Recall:
         """Steps 1 to 4 for B problems [B, ...], written to `out` unless it is None."""
         # step 1: trust on the scale of u_k, center and residuals on that of x_k, or on one for all
         trust = trusted_center(
-            span.residual_gram, span.noise, anchor, tukey_c=options.tukey_c, eps=options.eps
+            span.residual_gram,
+            span.noise,
+            anchor,
+            span.priors,
+            tukey_c=options.tukey_c,
+            eps=options.eps,
         )
         scale = np.ones_like(span.rms)
         if options.rescale == "median":
-            scale = np.median(span.rms, axis=1, keepdims=True) / span.rms
+            scale = weighted_median(span.rms, span.priors, axis=1)[:, None] / span.rms
         residual_squares = span.own_residual_squares(scale, trust.center)
-        counted = np.where(residual_squares > 0, trust.weights, 0.0)
+        counted = np.where(residual_squares > 0, span.priors * trust.weights, 0.0)
 
         strength = closed_form_strength(counted, anchored=anchor is not None)
         if options.recall_strength != "auto":
@@ -181,12 +187,19 @@ class Trust:
 
 
 def trusted_center(
-    residual_gram: Array, noise: Array, anchor: int | None, *, tukey_c: float, eps: float
+    residual_gram: Array,
+    noise: Array,
+    anchor: int | None,
+    priors: Array,
+    *,
+    tukey_c: float,
+    eps: float,
 ) -> Trust:
     """Step 1: reweight the center until the weights are still.
 
     residual_gram: [B, K, K], R R^T around a first robust center, or around the anchor, which stays
     the center. noise: [B], the length at which round-off begins: shorter residuals count as zero.
+    priors: [K], the weights of the models, which multiply those found here in the center.
     If tukey_c is so small that nobody is trusted, the center is the mean of all.
     """
     problems, count, _ = residual_gram.shape
@@ -212,8 +225,9 @@ def trusted_center(
         iterations += moving
         moving &= np.abs(new - weights).max(1) > TRUST_STEP
         weights = new
-        total = weights.sum(1, keepdims=True)
-        center = np.where(total > 0, weights, 1.0) / np.where(total > 0, total, count)
+        trusted = weights.any(1, keepdims=True)
+        center = priors * np.where(trusted, weights, 1.0)
+        center /= center.sum(1, keepdims=True)
     return Trust(
         weights=weights,
         center=center,

@@ -3,8 +3,8 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from mergekit_yoyo.algorithm.options import MadMedian
-from mergekit_yoyo.algorithm.tolerances import SCALE_FLOOR
+from mergekit_yoyo.algorithm.options import MadMedian, Rescale
+from mergekit_yoyo.algorithm.tolerances import HALF_OF_WEIGHT, SCALE_FLOOR
 
 Array = NDArray[np.float64]
 
@@ -20,6 +20,39 @@ def median(values: Array, axis: int, kind: MadMedian = "standard") -> Array:
         middle = (values.shape[axis] - 1) // 2
         return np.asarray(np.take(np.sort(values, axis=axis), middle, axis=axis))
     return np.asarray(np.median(values, axis=axis))
+
+
+def average(values: Array, priors: Array, rescale: Rescale) -> Array:
+    """[B], mean or median over the inputs of values [B, K], for steps 8 and 9.
+
+    priors: [K], the weights of the models, with mean 1.
+    """
+    if rescale == "median":
+        return weighted_median(values, priors, axis=1)
+    return np.asarray((priors * values).mean(1))
+
+
+def weighted_median(values: Array, weights: Array, axis: int) -> Array:
+    """Median along `axis` of values that count `weights` each; the ordinary one if all are equal.
+
+    weights: as many as there are values along the axis, not negative. Where exactly half of the
+    weight lies on either side, the mean of the two values there.
+    """
+    if (weights == weights[0]).all():
+        return np.asarray(np.median(values, axis=axis))
+    values = np.moveaxis(values, axis, -1)
+    order = np.argsort(values, axis=-1, kind="stable")
+    lower, upper = halfway(np.cumsum(weights[order], axis=-1))
+    ordered = np.take_along_axis(values, order, -1)
+    middle = [np.take_along_axis(ordered, at[..., None], -1)[..., 0] for at in (lower, upper)]
+    return np.asarray((middle[0] + middle[1]) / 2)
+
+
+def halfway(cumulative: Array) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Where sums of weights along the last axis reach half of the total, and where they pass it."""
+    half = cumulative[..., -1:] / 2
+    slack = HALF_OF_WEIGHT * half
+    return (cumulative >= half - slack).argmax(-1), (cumulative > half + slack).argmax(-1)
 
 
 def mad_scale(magnitudes: Array, axis: int, kind: MadMedian) -> Array:

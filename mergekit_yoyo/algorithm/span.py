@@ -26,7 +26,8 @@ class Span:
     """B problems in a basis of M vectors. All arrays float64 on the host.
 
     gram: [B, M, M] of the basis. center: [B, M] and residuals: [B, K, M], coefficients of m and
-    R_k. rms, norms: [B, K], r_k and ||x_k||. unit_scale: [B, K], u_k = unit_scale_k x_k.
+    R_k. rms, norms: [B, K], r_k and ||x_k||. unit_scale: [B, K], u_k = unit_scale_k x_k. priors:
+    [K], the weights of the models, with mean 1.
     center_weights: [B, K], m = sum_k center_weights_k u_k, or NaN. noise: [B], the singular value
     of R at which round-off begins. around_median: the basis is m, R_1 .. R_K, and m no combination
     of the inputs. iterations, status: [B], of the geometric median.
@@ -38,6 +39,7 @@ class Span:
     rms: Array
     norms: Array
     unit_scale: Array
+    priors: Array
     center_weights: Array
     noise: Array
     around_median: bool
@@ -71,18 +73,21 @@ class Span:
 
 
 def span_of(
-    tensors: Sequence[Tensor], center: Center, anchor: int | None, eps: float
+    tensors: Sequence[Tensor], center: Center, anchor: int | None, eps: float, priors: Array
 ) -> Span | None:
     """Stream the inputs [B, ...] and return their span, or None where they are not finite.
 
-    Of two inputs both medians are the midpoint, which is a combination of them.
+    priors: [K], the weights of the models, with mean 1. Of two inputs both medians are their
+    weighted mean, which is a combination of them.
     """
     if center == "coordinate_median" and len(tensors) > 2:
-        return _around_median(tensors, eps)
-    return _of_inputs(tensors, anchor, eps)
+        return _around_median(tensors, eps, priors)
+    return _of_inputs(tensors, anchor, eps, priors)
 
 
-def _of_inputs(tensors: Sequence[Tensor], anchor: int | None, eps: float) -> Span | None:
+def _of_inputs(
+    tensors: Sequence[Tensor], anchor: int | None, eps: float, priors: Array
+) -> Span | None:
     basis = _basis_of(tensors)
     if basis is None:
         return None
@@ -93,7 +98,7 @@ def _of_inputs(tensors: Sequence[Tensor], anchor: int | None, eps: float) -> Spa
     units = unit_scale[:, :, None] * basis.inputs
 
     # step 2: m = sum_k weights_k u_k
-    weights, iterations, status = _center_of(units, basis.gram, anchor)
+    weights, iterations, status = _center_of(units, basis.gram, anchor, priors)
     center = np.einsum("bk,bkm->bm", weights, units)
 
     # step 3: R_k = u_k - m
@@ -106,6 +111,7 @@ def _of_inputs(tensors: Sequence[Tensor], anchor: int | None, eps: float) -> Spa
         rms=rms,
         norms=norms,
         unit_scale=unit_scale,
+        priors=priors,
         center_weights=weights,
         noise=ROUND_OFF * _largest_entered(units, basis),
         around_median=False,
@@ -115,7 +121,7 @@ def _of_inputs(tensors: Sequence[Tensor], anchor: int | None, eps: float) -> Spa
 
 
 def _center_of(
-    units: Array, gram: Array, anchor: int | None
+    units: Array, gram: Array, anchor: int | None, priors: Array
 ) -> tuple[Array, NDArray[np.int64], NDArray[np.str_]]:
     """Step 2: weights [B, K] of the anchor or the geometric median, and how it was found."""
     problems, count, _ = units.shape
@@ -125,16 +131,16 @@ def _center_of(
     spread = _inner(units - units.mean(1, keepdims=True), gram)
     eigenvalues, vectors = np.linalg.eigh(spread)
     points = vectors * np.sqrt(np.maximum(eigenvalues, 0.0))[:, None, :]
-    found = geometric_median(points)
+    found = geometric_median(points, priors)
     return found.weights, found.iterations, found.status
 
 
-def _around_median(tensors: Sequence[Tensor], eps: float) -> Span | None:
+def _around_median(tensors: Sequence[Tensor], eps: float, priors: Array) -> Span | None:
     count = len(tensors)
     # the scales of step 1 stay on the device, so that it is waited for only once
     squares = squared_norms(tensors)
     factors = 1.0 / ((squares / prod(tensors[0].shape[1:]) + eps).sqrt() + eps)
-    products = median_gram(tensors, factors).flatten(1)
+    products = median_gram(tensors, factors, priors).flatten(1)
     fetched = torch.cat((products, squares), dim=1).cpu().numpy()
     if not np.isfinite(fetched).all():
         return None
@@ -150,6 +156,7 @@ def _around_median(tensors: Sequence[Tensor], eps: float) -> Span | None:
         rms=rms,
         norms=norms,
         unit_scale=unit_scale,
+        priors=priors,
         center_weights=nothing,
         noise=ROUND_OFF * np.sqrt(largest),
         around_median=True,

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from mergekit_yoyo.algorithm.center import median_network
 from mergekit_yoyo.algorithm.robust import Array
+from mergekit_yoyo.algorithm.tolerances import HALF_OF_WEIGHT
 
 BLOCK = 1024  # elements in one matrix product; many of them make a batch
 HALVED_FROM = 5  # rows from which the symmetry of the products is worth a second call
@@ -153,7 +154,7 @@ def squared_norms(tensors: Sequence[Tensor]) -> Tensor:
     return norms
 
 
-def median_gram(tensors: Sequence[Tensor], factors: Tensor) -> Tensor:
+def median_gram(tensors: Sequence[Tensor], factors: Tensor, priors: Array) -> Tensor:
     """[B, K+1, K+1] float64 Gram matrix of m (row 0) and R_k = u_k - m, u_k = factors_k x_k.
 
     factors: [B, K] float64 on the device; m is the coordinate-wise median of the u_k.
@@ -166,7 +167,7 @@ def median_gram(tensors: Sequence[Tensor], factors: Tensor) -> Tensor:
         rows = scratch.rows(first[tile].shape)
         center, units = rows[0], rows[1 : k + 1]
         _load_scaled(units, tensors, factors, tile)
-        _median_into(center, units, rows[k + 1 :])
+        _median_into(center, units, rows[k + 1 :], priors)
         units.sub_(center)
         gram[tile[0]] += _inner_products(rows[: k + 1])
     return gram
@@ -198,6 +199,7 @@ def weighted_median_sum(
     scale: Array,
     center_weight: Array,
     weights: Array,
+    priors: Array,
     out: Tensor,
 ) -> None:
     """Write center_weight m + sum_k weights_k x_k to `out`, m as in `median_gram`.
@@ -216,7 +218,7 @@ def weighted_median_sum(
         target = out[tile]
         rows = scratch.rows(target.shape)
         _load_scaled(rows[1 : k + 1], tensors, factors, tile)
-        _median_into(rows[0], rows[1 : k + 1], rows[k + 1 :])
+        _median_into(rows[0], rows[1 : k + 1], rows[k + 1 :], priors)
         rows[0].mul_(center_factor[tile[0]])
         total, product = (
             row[:, : prod(target.shape[1:])].view(target.shape) for row in (rows[0], rows[1])
@@ -272,11 +274,15 @@ def _load_scaled(units: Tensor, tensors: Sequence[Tensor], factors: Tensor, tile
         units[k].mul_(factors[tile[0], k : k + 1])
 
 
-def _median_into(center: Tensor, units: Tensor, scratch: Tensor) -> None:
-    """Coordinate-wise median of the K rows of `units` by minima and maxima, no sort.
+def _median_into(center: Tensor, units: Tensor, scratch: Tensor, priors: Array) -> None:
+    """Coordinate-wise median of the K rows of `units` by minima and maxima, no sort; where the
+    rows do not count alike, `priors` [K], by a sort.
 
     scratch: K + 2 rows. A comparator writes to free rows of it, so `units` is never copied.
     """
+    if (priors != priors[0]).any():
+        _weighted_median_into(center, units, priors)
+        return
     k = len(units)
     place, free = list(units), list(scratch)
     owned = [False] * k
@@ -292,3 +298,18 @@ def _median_into(center: Tensor, units: Tensor, scratch: Tensor) -> None:
     else:
         torch.add(place[k // 2 - 1], place[k // 2], out=center)
         center.mul_(0.5)
+
+
+def _weighted_median_into(center: Tensor, units: Tensor, priors: Array) -> None:
+    """Coordinate-wise weighted median of the K rows, the mean of two where half lies between."""
+    ordered, order = units.sort(dim=0)
+    cumulative = torch.from_numpy(priors).to(units.device)[order].cumsum(0)
+    half = float(priors.sum()) / 2
+    slack = HALF_OF_WEIGHT * half
+    # argmax finds the first of equals
+    lower, upper = (
+        reached.byte().argmax(0, keepdim=True)
+        for reached in (cumulative >= half - slack, cumulative > half + slack)
+    )
+    middle = ordered.gather(0, lower).add_(ordered.gather(0, upper))
+    torch.mul(middle[0], 0.5, out=center)

@@ -33,6 +33,9 @@ NEWTON_RIDGE = 1e-15
 # floor for s_j and s_g.
 SCALE_FLOOR = 1e-12
 
+# Weights of models that add up to half of all but for round-off (0.1 + 0.2 and 0.3) are half.
+HALF_OF_WEIGHT = 1e-12
+
 # Differences from a pivot drown where the pivot is this much longer than the shortest input, which
 # no fine-tune is: another pivot is taken, at the cost of one pass more.
 PIVOT_RATIO = 2.0

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mergekit_yoyo.algorithm.options import Options, TensorKind
 from mergekit_yoyo.algorithm.result import Details
-from mergekit_yoyo.algorithm.robust import Array, mad_scale, tukey_weights
+from mergekit_yoyo.algorithm.robust import Array, average, mad_scale, tukey_weights
 from mergekit_yoyo.algorithm.span import Span
 from mergekit_yoyo.algorithm.streaming import weighted_median_sum, weighted_sum
 from mergekit_yoyo.algorithm.tolerances import NO_RESIDUAL
@@ -39,7 +39,7 @@ class Tukey:
     ) -> Details:
         """Steps 4 to 9 for B problems [B, ...], written to `out` unless it is None."""
         # steps 4 to 7: y' = m + sum_k update_k R_k
-        found = update_of(span.residual_gram, span.noise, options)
+        found = update_of(span, options, anchored=anchor is not None)
         # steps 8 and 9
         coefficients = restore(tensors, span, found.update, options, out)
 
@@ -92,14 +92,15 @@ class Update:
     global_scale: Array
 
 
-def update_of(residual_gram: Array, noise: Array, options: Options) -> Update:
-    """Steps 4 to 7 for B problems.
+def update_of(span: Span, options: Options, *, anchored: bool) -> Update:
+    """Steps 4 to 7 for the B problems of a span.
 
-    residual_gram: [B, K, K], H = R R^T. noise: [B], the singular value at which round-off begins:
-    directions at or below it carry nothing and count as rank loss.
+    Directions at or below its noise carry nothing and count as rank loss. An input that weighs
+    nothing, as an anchor may, has no part in the scales.
     """
+    residual_gram, noise, eps = span.residual_gram, span.noise, options.eps
     k = residual_gram.shape[1]
-    eps = options.eps
+    counts = span.priors > 0
 
     # step 4
     residual_norms = np.sqrt(np.maximum(np.diagonal(residual_gram, axis1=1, axis2=2), 0.0))
@@ -121,12 +122,15 @@ def update_of(residual_gram: Array, noise: Array, options: Options) -> Update:
     # step 7
     z = np.where(kept[:, None, :], vectors * singular[:, None, :], 0.0)
     distances = np.linalg.norm(z, axis=2)
-    direction_scales = mad_scale(np.abs(z), 1, options.mad_median)
-    global_scale = mad_scale(distances, 1, options.mad_median)
+    direction_scales = mad_scale(np.abs(z[:, counts]), 1, options.mad_median)
+    global_scale = mad_scale(distances[:, counts], 1, options.mad_median)
     by_direction = tukey_weights(np.abs(z), direction_scales[:, None, :], options.tukey_c, eps)
     by_input = tukey_weights(distances, global_scale[:, None], options.tukey_c, eps)
     w = by_direction * by_input[:, :, None]
-    mean_z = (w * z).sum(1) / (w.sum(1) + eps)
+    prior_w = span.priors[:, None] * w
+    mean_z = (prior_w * z).sum(1) / (prior_w.sum(1) + eps)
+    if k == 2 and not anchored:  # neither can outvote the other: y' = m
+        mean_z = np.zeros_like(mean_z)
     along = np.where(kept, mean_z / np.where(kept, singular, 1.0), 0.0)
     update = energy_scale[:, None] * np.einsum("bkj,bj->bk", vectors, along)
 
@@ -154,16 +158,18 @@ def restore(
     update: [B, K]. Gives the coefficients [B, K] of the x_k, NaN with the coordinate median.
     """
     y = span.center + np.einsum("bk,bkm->bm", update, span.residuals)
-    mean_rms = options.average(span.rms)
+    mean_rms = average(span.rms, span.priors, options.rescale)
     norm = mean_rms * span.norm(y)
-    scale = mean_rms * options.average(span.norms) / (norm + options.eps)
+    mean_norm = average(span.norms, span.priors, options.rescale)
+    scale = mean_rms * mean_norm / (norm + options.eps)
 
     # in terms of the inputs: R_k = u_k - m, u_k = unit_scale_k x_k
     remaining_center = 1.0 - update.sum(1)
     if span.around_median:
         weights = scale[:, None] * span.unit_scale * update
         if out is not None:
-            weighted_median_sum(tensors, span.unit_scale, scale * remaining_center, weights, out)
+            of_center = scale * remaining_center
+            weighted_median_sum(tensors, span.unit_scale, of_center, weights, span.priors, out)
         return np.asarray(np.full_like(update, np.nan))
     of_units = update + remaining_center[:, None] * span.center_weights
     coefficients: Array = scale[:, None] * span.unit_scale * of_units

