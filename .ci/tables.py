@@ -31,6 +31,10 @@ def method_options() -> str:
             f"| `{option.name}` | {option.default} | {values} | {heeded} | {option.meaning} |"
         )
     rows.append(
+        "| `weight` | 1 | a number at least 0, of one model or of all | all | how much a model is "
+        "[trusted beforehand](#weights-of-models); 0 leaves it out |"
+    )
+    rows.append(
         "| `report` | none | a path | all | file for the [record of the merge](report.md) |"
     )
     return "\n".join(rows)

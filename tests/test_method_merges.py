@@ -18,6 +18,8 @@ from method_fixtures import (
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
 
+from mergekit_yoyo.record.reading import read_record
+
 pytestmark = pytest.mark.slow
 
 ABC = ("a", "b", "c")
@@ -32,6 +34,17 @@ OPTIONS = {
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 LAYERS = 3
 LORA_SCALE = 1.5  # lora_alpha / r
+
+
+WEIGHTED = """
+merge_method: yoyo_fusion
+models:
+  - {model: ./a, parameters: {weight: [0.5, 1, 2]}}
+  - {model: ./b, parameters: {weight: [{filter: self_attn, value: 0}, {value: 3}]}}
+  - model: ./c
+parameters: {report: ./weighted.jsonl}
+dtype: float32
+"""
 
 
 def local(*names: str) -> list[str]:
@@ -120,6 +133,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
             ],
             tukey_c=[2.0, 4.0, 9.0],
         ),
+        "weighted": WEIGHTED,
         "slices": sliced([(abc, 0, 1), (["./b"], 1, 2), (abc, 2, 3)], based),
         "slices-anchor": sliced(
             [(["./base", *abc], 0, 1), (["./base"], 1, 2), (["./base", *abc], 2, 3)],
@@ -201,6 +215,21 @@ def test_filters_and_gradients_set_options_by_tensor(place: Path) -> None:
         center = "coordinate_median" if "self_attn" in name else "geometric_median"
         taken = [tensors[name] for tensors in inputs]
         assert_is_merge(tensor, taken, name, center=center, tukey_c=tukey_c[layer])
+
+
+def test_weights_of_models_by_filter_and_gradient(place: Path) -> None:
+    merged, inputs = tensors_of(place / "out-weighted"), inputs_of(place, *ABC)
+    record = read_record(place / "weighted.jsonl")
+    lines = {tensor.name: tensor for tensor in record.tensors}
+    for name, tensor in merged.items():
+        layer = int(name.split(".")[2]) if ".layers." in name else 0
+        weights = [(0.5, 1.0, 2.0)[layer], 0.0 if "self_attn" in name else 3.0, 1.0]
+        assert_is_merge(tensor, [tensors[name] for tensors in inputs], name, weights=weights)
+        kept = [w for w in weights if w]
+        given = None if len(set(kept)) == 1 else [w / (sum(kept) / len(kept)) for w in kept]
+        assert lines[name].priors == (given and [pytest.approx(given, rel=1e-5)])
+        used = ["./a", "./c"] if "self_attn" in name else ["./a", "./b", "./c"]
+        assert (lines[name].inputs or record.header.inputs) == used
 
 
 def test_a_slice_with_one_source_passes_through(place: Path) -> None:

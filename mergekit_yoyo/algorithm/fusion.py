@@ -18,6 +18,7 @@ Where this deviates from the authors' script of 2025-11-13:
 
 import inspect
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, get_args
 
 import numpy as np
@@ -101,6 +102,8 @@ def fuse(
         raise not_finite(tensors, name, labels)
     # what follows them
     details = consensus.merge(inputs, span, settled, anchor, kind, out)
+    if (priors != 1).any():
+        details = replace(details, priors=np.broadcast_to(priors, details.weights.shape))
     if out is not None:
         no_difference = details.residual_norms.max(1) <= np.maximum(span.noise, NO_RESIDUAL)
         _keep_identical(inputs, np.flatnonzero(no_difference), out)

@@ -19,6 +19,7 @@ class Details:
 
     weights: [P, K] in [0, 1], how much each input weighed: the mean of W_kj of step 7 over the kept
         directions, weighted by their energy; with recall, omega_k. 1 is full trust, 0 rejected.
+    priors: [P, K], the weights of the models with mean 1; None where all have the same.
     center_weights: [P, K], the center is sum_k center_weights_k u_k (with recall also of the x_k);
         NaN with the coordinate median, which is no combination of the inputs.
     residual_gram: [P, K, K], R R^T; residual_norms: [P, K], ||R_k||, of the u_k.
@@ -47,6 +48,8 @@ class Details:
     norms: Array
     iterations: NDArray[np.int64]
     center_status: NDArray[np.str_]
+
+    priors: Array | None = None
 
     coefficients: Array | None = None
     rank: NDArray[np.int64] | None = None

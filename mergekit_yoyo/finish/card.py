@@ -179,7 +179,7 @@ def _method(name: str) -> tuple[str, str, dict[str, Any]]:
         spec = merge_methods.get(name).spec
     except RuntimeError:  # a method of a plugin that is not installed here
         return name, "", {}
-    ours = {p.name: p.default for p in spec.parameters if p.name != "report"}
+    ours = {p.name: p.default for p in spec.shared_parameters if p.name != "report"}
     options = ours if name == "yoyo_fusion" else {}
     return spec.pretty_name or name, (spec.reference_url or "").strip(), options
 

@@ -11,7 +11,12 @@ from typing import Any, NamedTuple
 import torch
 from mergekit.graph import Task
 from mergekit.io.tasks import LoaderCache
-from mergekit.merge_methods.base import TensorEntry, TensorGroup, TensorMetadata
+from mergekit.merge_methods.base import (
+    PerInputValues,
+    TensorEntry,
+    TensorGroup,
+    TensorMetadata,
+)
 from mergekit.merge_methods.buffers import copy_non_floating_buffer
 from mergekit.merge_methods.dtype import align_dtype
 from mergekit.merge_methods.task_adapter import ExecuteMergeMethodTask
@@ -21,7 +26,7 @@ from mergekit_yoyo.inspection.planning import MergePlan
 from mergekit_yoyo.method import METHOD
 from mergekit_yoyo.record.schema import TensorLine
 
-DEFAULTS = {spec.name: spec.default for spec in METHOD.spec.parameters}
+DEFAULTS = {spec.name: spec.default for spec in METHOD.spec.shared_parameters}
 
 
 class Look(NamedTuple):
@@ -63,13 +68,22 @@ def _look(task: ExecuteMergeMethodTask, tensors: dict[Any, torch.Tensor]) -> Loo
     group.validate_tensors()
     group = align_dtype(group)
     ours = task.method_name == METHOD.spec.name
-    line = METHOD.describe_group(group, **(dict(task.parameters.items()) if ours else DEFAULTS))
+    line = METHOD.describe_group(group, **(_bound(task, group) if ours else DEFAULTS))
     same = tuple(
         (str(a.id), str(b.id))
         for a, b in combinations(group.entries, 2)
         if torch.equal(a.tensor, b.tensor)
     )
     return Look(name, line, same)
+
+
+def _bound(task: ExecuteMergeMethodTask, group: TensorGroup) -> dict[str, Any]:
+    """The parameters of our method, those of each input bound to it."""
+    parameters = dict(task.parameters.items())
+    for spec in METHOD.spec.input_parameters:
+        values = [(e.id, task.input_parameters[e.id][spec.name]) for e in group.entries]
+        parameters[spec.name] = PerInputValues(values)
+    return parameters
 
 
 def _value(task: Task, tokenizers: dict[Task, Any]) -> Any:

@@ -1,10 +1,11 @@
-"""The parameters of `yoyo_fusion` in mergekit's YAML: the options of `fuse`, and `report`."""
+"""The parameters of `yoyo_fusion` in mergekit's YAML: the options of `fuse`, the weight of each
+model, and `report`."""
 
 from typing import Any
 
 from mergekit.merge_methods.base import ParameterScope, ParameterSpec
 
-from mergekit_yoyo.algorithm.options import Choice, Declared, declared
+from mergekit_yoyo.algorithm.options import WEIGHT, Choice, Declared, declared
 from mergekit_yoyo.errors import YoyoError
 from mergekit_yoyo.method.refusal import refusals
 
@@ -15,6 +16,14 @@ class _Option(ParameterSpec):  # type: ignore[misc]  # mergekit is not typed
     def validate(self, value: Any) -> Any:
         with refusals():
             return _DECLARED[self.name].checked(value)
+
+
+class _Weight(ParameterSpec):  # type: ignore[misc]
+    """How much a model is trusted."""
+
+    def validate(self, value: Any) -> Any:
+        with refusals():
+            return WEIGHT.checked(self.name, value)
 
 
 class _Path(ParameterSpec):  # type: ignore[misc]
@@ -36,5 +45,6 @@ def _parameter(option: Declared) -> ParameterSpec:
 _DECLARED = {option.name: option for option in declared()}
 PARAMETERS: tuple[ParameterSpec, ...] = (
     *map(_parameter, _DECLARED.values()),
+    _Weight("weight", float, ParameterScope.INPUT, 1.0, "how much a model is trusted beforehand"),
     _Path("report", str, ParameterScope.SHARED, None, "file for the record of the merge"),
 )

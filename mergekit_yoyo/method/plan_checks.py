@@ -98,11 +98,13 @@ def _quantized_in(file: Path, changed: int) -> str | None:
 def check_task(task: Any, yaml: str) -> None:
     """Refuse a task of a plan, if mergekit would build its tensor from the wrong inputs.
 
-    Raises MergeError for a tensor that would get fewer models than its slice has, for `center:
+    Raises MergeError for a tensor that would get fewer models than its slice has, or none with a
+    weight above 0, for `center:
     anchor` where the anchor is missing, for recall where the model class cannot be built, and for a
     record that cannot be written. Says which options have no effect.
     """
     check_all_models_gathered(task)
+    _check_weights(task)
     _check_anchor(task)
     _check_model_class(task)
     _plan_record(task, yaml)
@@ -126,6 +128,14 @@ def check_all_models_gathered(task: Any) -> None:
         f"first one {len(gathered)}; mergekit would build this tensor from only "
         f"{', '.join(str(model) for model in gathered)}. {TWO_STAGES}"
     )
+
+
+def _check_weights(task: Any) -> None:
+    weights = [task.input_parameters[model]["weight"] for model in task.model_order]
+    if not any(weights):
+        raise MergeError(
+            f"{task.output_weight.name}: all its models have weight 0; give one of them more."
+        )
 
 
 def _check_anchor(task: Any) -> None:

@@ -89,11 +89,14 @@ class YoyoFusion(GroupMergeMethod):  # type: ignore[misc]  # mergekit is not typ
     ) -> tuple[Tensor, Callable[[], TensorLine]]:
         """The merge, and what makes its line of the record, which may wait for the device."""
         name = group.metadata.name or "tensor"
-        labels = [
-            f"input {entry.id}" if isinstance(entry.id, int) else str(entry.id)
-            for entry in group.entries
-        ]
         options = dict(parameters)
+        given = options.pop("weight", None) or {}
+        anchored = options["center"] == "anchor"
+        # those that are left out are not in the record either
+        entries = [e for e in group.entries if given.get(e.id, 1.0) or (anchored and e.is_base)]
+        entries = entries or list(group.entries)
+        labels = [f"input {e.id}" if isinstance(e.id, int) else str(e.id) for e in entries]
+        shared = {key: value for key, value in parameters.items() if key != "weight"}
         packing = packing_of(group, options.pop("experts"))
         if options["consensus"] == "recall":
             options["kind"], packing = kind_of(group, packing)
@@ -101,14 +104,15 @@ class YoyoFusion(GroupMergeMethod):  # type: ignore[misc]  # mergekit is not typ
         if options["center"] == "anchor" and len(labels) == 1:
             options["center"] = "geometric_median"  # of one input: itself
         elif options["center"] == "anchor":
-            anchor = next((k for k, entry in enumerate(group.entries) if entry.is_base), None)
+            anchor = next((k for k, entry in enumerate(entries) if entry.is_base), None)
             if anchor is None:
                 raise YoyoError(
                     f"{name}: center: anchor needs the base model among the inputs, and it is not: "
                     f"{', '.join(labels)}. Set base_model, or another center for this tensor."
                 )
         result = fuse(
-            group.tensors,
+            [entry.tensor for entry in entries],
+            weights=[given.get(entry.id, 1.0) for entry in entries],
             anchor=anchor,
             experts=packing,
             name=name,
@@ -117,7 +121,7 @@ class YoyoFusion(GroupMergeMethod):  # type: ignore[misc]  # mergekit is not typ
             **options,
         )
         return result.tensor, lambda: tensor_line(
-            name, result.tensor, result, inputs=labels, parameters=parameters, anchor=anchor
+            name, result.tensor, result, inputs=labels, parameters=shared, anchor=anchor
         )
 
 

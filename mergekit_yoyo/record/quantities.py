@@ -71,6 +71,12 @@ WEIGHT = Quantity(
     text=fixed,
     card="mean weight",
 )
+PRIOR = Quantity(
+    "given",
+    "the weight that the model was given, where all have a mean of 1",
+    lambda tensor: tensor.columns["priors"],
+    card="given weight",
+)
 DISTANCE = Quantity(
     "distance",
     "from the center, in % of the size of the weights themselves",
@@ -90,7 +96,7 @@ RECALLED = Quantity(
     "how much of its own difference from the center a model has back",
     lambda tensor: tensor.columns["recalled"],
 )
-QUANTITIES = (WEIGHT, DISTANCE, SIZE, RECALLED)
+QUANTITIES = (WEIGHT, PRIOR, DISTANCE, SIZE, RECALLED)
 
 
 def totals(tensors: Sequence[TensorStatistics], models: int) -> dict[Quantity, Array]:

@@ -85,7 +85,9 @@ class TensorLine(_Line):
     for the pairs (0, 1), (0, 2), ..., (1, 2), ...; null where one of them is zero.
     residual_norms: [P][K], of the u_k, which have RMS 1. weights: [P][K], what each input weighed
     in the consensus: 1 is full trust, 0 is rejected, null is an anchor of recall, which is not
-    weighed. center_weights: [P][K], what the center is made of; null for the coordinate median.
+    weighed. priors: [P][K], the weights that the models were given, with mean 1; null where all
+    have the same (a model of weight 0 is not among the inputs). center_weights: [P][K], what the
+    center is made of; null for the coordinate median.
     rank, energy, energy_scale: [P] r', p and lambda of steps 5 and 6, null with recall.
     strength, condition_number: [P] beta, and the bound on the condition of the solve; recalled:
     [P][K], how much of its own residual each input has back; null without recall.
@@ -104,6 +106,7 @@ class TensorLine(_Line):
     cosines: Annotated[Rows, Per.PAIR] = []
     residual_norms: Annotated[Rows, Per.INPUT] = []
     weights: Annotated[Rows, Per.INPUT] = []
+    priors: Annotated[Rows | None, Per.INPUT] = None
     center_weights: Annotated[Rows | None, Per.INPUT] = None
     rank: Annotated[list[int] | None, Per.PROBLEM] = None
     energy: Annotated[list[Number] | None, Per.PROBLEM] = None
@@ -130,6 +133,7 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "residual_norms": (0, 1e100),
     "cosines": (-_ROUNDED, _ROUNDED),
     "weights": (0, _ROUNDED),
+    "priors": (0, 1e100),
     "center_weights": (0, _ROUNDED),
     "energy": (0, _ROUNDED),
     "energy_scale": (0, 1e100),
