@@ -15,12 +15,14 @@ DOCS = Path(__file__).resolve().parents[1] / "docs"
 def method_options() -> str:
     """The options of `yoyo_fusion`, from their one declaration."""
     from mergekit_yoyo.algorithm.consensuses import CONSENSUSES, OF_ALL
-    from mergekit_yoyo.algorithm.options import Choice, declared
+    from mergekit_yoyo.algorithm.options import Choice, Flag, declared
 
     rows = ["| option | default | values | heeded by | meaning |", "|---|---|---|---|---|"]
     for option in declared():
         if isinstance(option.range, Choice):
             values = ", ".join(f"`{word}`" for word in option.range.words)
+        elif isinstance(option.range, Flag):
+            values = "`true`, `false`"
         else:
             bound = "above" if option.range.above else "at least"
             values = f"a number {bound} {option.range.lowest:g}"
@@ -28,7 +30,7 @@ def method_options() -> str:
         heeding = [name for name, c in CONSENSUSES.items() if option.name in c.options]
         heeded = "all" if option.name in OF_ALL else ", ".join(heeding)
         rows.append(
-            f"| `{option.name}` | {option.default} | {values} | {heeded} | {option.meaning} |"
+            f"| `{option.name}` | {str(option.default).lower()} | {values} | {heeded} | {option.meaning} |"
         )
     rows.append(
         "| `weight` | 1 | a number at least 0, of one model or of all | all | how much a model is "

@@ -52,7 +52,7 @@ def recall(
     kind="linear",
     anchor=None,
     strength=None,
-    ridge=3.0,
+    ridge=10.0,
     prior=None,
     tukey_c=4.685,
     rescale="mean",
@@ -95,7 +95,7 @@ def recall(
     else:
         total = sum(omega[k] for k in counted)
         alone = sum(omega[k] ** 2 for k in counted)
-        alpha = prior if prior is not None else (alone / total**2) ** 0.5 if counted else 0.0
+        alpha = prior if prior is not None else min(2 * alone / total**2, 1) if counted else 0.0
     y0 = alpha * sum((omega[k] * R[k] for k in counted), np.zeros_like(R[0]))  # minus m
     top = sum((omega[k] * R[k] @ C[k] for k in counted), rho * y0)
     bottom = sum((omega[k] * C[k] for k in counted), rho * np.eye(R.shape[2]))

@@ -85,13 +85,32 @@ def yoyo_fusion(
     tukey_c=4.685,
     max_scale=LAMBDA_MAX,
     weights=None,
+    weight_function="tukey",
+    welsch_c=2.985,
+    deviations="center",
+    rank_by="full",
+    scale_by="energy",
+    matrix_boost=False,
+    sign_alignment=None,
 ):
-    """inputs: K >= 2 arrays of one shape, with the options of `fuse`. Returns a `Reference`."""
+    """inputs: K >= 2 arrays of one shape, with the options of `fuse`.
+
+    sign_alignment: the input whose signs all get. Returns a `Reference`.
+    """
     prior = np.ones(len(inputs)) if weights is None else np.array(weights, dtype=float)
     kept = [k for k in range(len(inputs)) if prior[k] > 0 or k == anchor]
     inputs, prior = [inputs[k] for k in kept], prior[kept]
     anchor = None if anchor is None else kept.index(anchor)
     votes = prior > 0
+    if sign_alignment is not None:
+        signs = np.sign(np.asarray(inputs[sign_alignment], dtype=np.float64))
+        inputs = [np.where(signs == 0, x, np.abs(x) * signs) for x in inputs]
+
+    def weigh(size, scale):
+        if weight_function == "welsch":
+            return np.exp(-((size / (welsch_c * scale + EPS)) ** 2))
+        return np.maximum(0, 1 - (size / (tukey_c * scale + EPS)) ** 2) ** 2
+
     shape = np.shape(inputs[0])
     x = np.stack([np.asarray(i, dtype=np.float64).ravel() for i in inputs])
     K, D = x.shape
@@ -118,22 +137,33 @@ def yoyo_fusion(
     else:
         Q, s, _ = np.linalg.svd(R.T, full_matrices=False)
         rank = int((s > s[0] * max(K, D) * 2.0**-52).sum())
-        kept = min(K - 1, rank)
+        wanted = K - 1
+        if rank_by == "principal":
+            wanted = min(max(round((s**2).sum() ** 2 / (s**4).sum()), 1), K)
+        elif rank_by == "noise":
+            variance = np.median(s[: K - 1] ** 2) / D
+            wanted = int((s[: K - 1] ** 2 > variance * D * (1 + (K / D) ** 0.5) ** 2).sum())
+        kept = min(wanted, rank)
         Q = Q[:, :kept]
         p = (s[:kept] ** 2).sum() / ((s**2).sum() + EPS)
-        lam = min(1 / (p + EPS), max_scale)
+        lam = min((1 / (p + EPS)) ** (0.5 if scale_by == "root" else 1), max_scale)
         Z = R @ Q
-        length = np.linalg.norm(Z, axis=1)
-        s_j = np.maximum(1.4826 * mad(np.abs(Z[votes]), axis=0), 1e-12)
+        off = Z - np.median(Z[votes], axis=0) if deviations == "median" else Z
+        length = np.linalg.norm(off, axis=1)
+        s_j = np.maximum(1.4826 * mad(np.abs(off[votes]), axis=0), 1e-12)
         s_g = max(1.4826 * mad(length[votes], axis=0), 1e-12)
-        w_kj = np.maximum(0, 1 - (np.abs(Z) / (tukey_c * s_j + EPS)) ** 2) ** 2
-        w_k = np.maximum(0, 1 - (length / (tukey_c * s_g + EPS)) ** 2) ** 2
+        w_kj = weigh(np.abs(off), s_j)
+        w_k = weigh(length, s_g)
         W = w_kj * w_k[:, None]
         z = prior @ (W * Z) / (prior @ W / prior.mean() + EPS) / prior.mean()
-        if K == 2 and anchor is None:
+        if K == 2 and anchor is None and deviations == "center":
             z = 0 * z  # neither can outvote the other
-        y = m + lam * Q @ z
-        weights = W @ s[:kept] ** 2 / (s[:kept] ** 2).sum()
+        update = lam * Q @ z
+        if matrix_boost and len(shape) == 2:
+            left, singular, right = np.linalg.svd(update.reshape(shape), full_matrices=False)
+            update = (left @ (singular.max() * right)).ravel()
+        y = m + update
+        weights = W @ s[:kept] ** 2 / (s[:kept] ** 2).sum() if kept else np.ones(K)
     y = y * average(r)
     y = y * average(np.linalg.norm(x, axis=1)) / (np.linalg.norm(y) + EPS)
     return Reference(y.reshape(shape), kept, p, lam, residual_norms, R, weights)

@@ -53,6 +53,27 @@ def test_golden(case, center):
     assert error("script_v1", "lower", torch.float32) <= 1e-6
 
 
+V2 = {"mad_median": "lower", "rank_by": "principal", "scale_by": "root", "tukey_c": 4.685}
+
+
+@pytest.mark.parametrize("center", CENTERS)
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"case{case['case']}")
+@pytest.mark.parametrize(
+    ("key", "options"),
+    [
+        ("script_v2", {"deviations": "median"}),
+        ("script_v2_zero_sign", {"sign_alignment": "first"}),
+        ("script_v2_boost", {"deviations": "median", "matrix_boost": True}),
+    ],
+)
+def test_the_later_script_of_the_authors(key, options, case, center):
+    name = case["case"]
+    inputs = [VECTORS[f"{name}.input.{i}"] for i in range(case["inputs"])]
+    anchor = 0 if center == "anchor" else None
+    result = fuse(inputs, center=center, anchor=anchor, **V2, **options)
+    assert relative_error(result.tensor, VECTORS[f"{name}.{center}.{key}"]) <= 1e-6
+
+
 def test_the_two_medians_differ():
     """Else the test above could not tell them apart."""
     different = [

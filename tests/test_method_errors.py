@@ -71,6 +71,23 @@ PLANNED = {
         recipe(ABC, center=[{"filter": "q_proj", "value": "anchor"}]),
         ("model.layers.0.self_attn.q_proj.weight: center: anchor needs base_model",),
     ),
+    "signs without a base": Case(
+        recipe(ABC, sign_alignment="base"),
+        ("model.embed_tokens.weight: sign_alignment: base needs base_model",),
+    ),
+    "no weight": Case(
+        "merge_method: yoyo_fusion\nparameters: {weight: [{filter: mlp, value: 0}, {value: 1}]}\n"
+        "models: [{model: ./a}, {model: ./b}]\n",
+        ("model.layers.0.mlp.", "all its models have weight 0"),
+    ),
+    "negative weight": Case(
+        "merge_method: yoyo_fusion\nmodels:\n- {model: ./a, parameters: {weight: -1}}\n"
+        "- model: ./b\n",
+        ("weight: expected a number of at least 0; got -1",),
+    ),
+    "no flag": Case(
+        recipe(ABC, matrix_boost=3), ("matrix_boost: expected true or false; got 3",)
+    ),
     "anchor not in a slice": Case(
         sliced([(BASED, 0, 1), (ABC, 1, 2), (BASED, 2, 3)], ANCHORED),
         ("model.layers.1.", "center: anchor needs ./base among the sources", "./a, ./b, ./c"),

@@ -53,7 +53,7 @@ class Consensus(Protocol):
 
 
 CONSENSUSES: Mapping[str, Consensus] = {"tukey": Tukey(), "recall": Recall()}
-OF_ALL = ("consensus", "center", "rescale", "eps", "experts")
+OF_ALL = ("consensus", "center", "rescale", "sign_alignment", "eps", "experts")
 
 
 def without_effect(parameters: Mapping[str, Any]) -> list[str]:

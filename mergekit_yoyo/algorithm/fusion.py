@@ -27,7 +27,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mergekit_yoyo.algorithm.consensuses import CONSENSUSES
-from mergekit_yoyo.algorithm.inputs import check_anchor, not_finite, priors_of, promoted_dtype
+from mergekit_yoyo.algorithm.inputs import (
+    check_anchor,
+    not_finite,
+    priors_of,
+    promoted_dtype,
+    with_signs,
+)
 from mergekit_yoyo.algorithm.options import Choice, TensorKind, declared, options_of
 from mergekit_yoyo.algorithm.packing import WHOLE, Packing, packing_for, problems
 from mergekit_yoyo.algorithm.result import FusionResult
@@ -41,6 +47,7 @@ def fuse(
     *,
     weights: Sequence[float] | None = None,
     anchor: int | None = None,
+    base: int | None = None,
     kind: TensorKind = "auto",
     name: str = "tensor",
     labels: Sequence[str] | None = None,
@@ -56,6 +63,8 @@ def fuse(
         matter; a model of weight 0 is left out, also of the details of the result, but for an
         anchor, which then is the center and nothing else.
     anchor: with `center="anchor"`, the index of the input that is the center.
+    base: with `sign_alignment="base"`, the index of the input whose signs all get; the anchor
+        without.
     kind: what the tensor, or each expert of it, is in the network, which `recall` asks: `linear`
         [outputs, inputs, ...], `transposed` [inputs, outputs] (GPT-2's Conv1D), `embedding` [rows,
         width], `vector`. `auto` is `vector` for one axis and `linear` for more: an embedding must
@@ -85,6 +94,8 @@ def fuse(
         tensors, labels = [tensors[k] for k in kept], [labels[k] for k in kept]
         priors = priors[kept] * (len(kept) / priors.sum())
         anchor = None if anchor is None else kept.index(anchor)
+    signs = {"none": None, "first": 0, "base": anchor if base is None else base}
+    tensors = with_signs(tensors, signs[settled.sign_alignment], settled.sign_alignment, name)
     if len(tensors) == 1 or tensors[0].numel() == 0:
         return FusionResult.untouched(tensors[0])
 

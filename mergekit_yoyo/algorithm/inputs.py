@@ -65,6 +65,24 @@ def priors_of(weights: Sequence[float] | None, count: int, name: str) -> NDArray
     return np.asarray(given / given.mean())
 
 
+def with_signs(
+    tensors: Sequence[Tensor], reference: int | None, option: str, name: str
+) -> Sequence[Tensor]:
+    """The tensors with the signs of one of them where that one is not zero; copies, if any.
+
+    Raises YoyoError if there is an `option` that asks for it, but no reference.
+    """
+    if option == "none":
+        return tensors
+    if reference is None:
+        raise YoyoError(f"{name}: sign_alignment: {option} needs base_model, or an anchor. Set it.")
+    signs = tensors[reference]
+    return [
+        x if k == reference else torch.where(signs == 0, x, torch.copysign(x, signs))
+        for k, x in enumerate(tensors)
+    ]
+
+
 def not_finite(tensors: Sequence[Tensor], name: str, labels: Sequence[str]) -> YoyoError:
     """The error that names the inputs which are not finite."""
     bad = [label for x, label in zip(tensors, labels, strict=True) if not x.isfinite().all()]

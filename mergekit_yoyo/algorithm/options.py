@@ -17,6 +17,11 @@ ConsensusName = Literal["tukey", "recall"]
 Center = Literal["geometric_median", "coordinate_median", "anchor"]
 Rescale = Literal["mean", "median"]
 MadMedian = Literal["standard", "lower"]
+SignAlignment = Literal["none", "first", "base"]
+WeightFunction = Literal["tukey", "welsch"]
+Deviations = Literal["center", "median"]
+RankRule = Literal["full", "principal", "noise"]
+ScaleRule = Literal["energy", "root"]
 Precision = Literal["auto", "float32", "float64"]
 Experts = Literal["auto", "packed", "separate"]
 TensorKind = Literal["auto", "linear", "transposed", "embedding", "vector"]
@@ -64,13 +69,28 @@ class Number:
         return number
 
 
-Range = Choice | Number
+@dataclass(frozen=True)
+class Flag:
+    """True or false."""
+
+    def checked(self, name: str, value: object) -> bool:
+        """The value as it is. Raises YoyoError if it is neither."""
+        if isinstance(value, bool):
+            return value
+        raise YoyoError(f"{name}: expected true or false; got {value!r}.")
+
+
+Range = Choice | Number | Flag
 WEIGHT = Number(0.0, above=False, auto=False)  # of a model, beside the options
 
 
 def _choice(default: str, words: Any, meaning: str) -> Any:
     metadata = {"range": Choice(get_args(words)), "meaning": meaning}
     return field(default=default, metadata=metadata)
+
+
+def _flag(meaning: str) -> Any:
+    return field(default=False, metadata={"range": Flag(), "meaning": meaning})
 
 
 def _number(
@@ -108,13 +128,41 @@ class Options:
         "Tukey's constant: a residual beyond c scales is rejected",
         above=0.0,
     )
+    weight_function: WeightFunction = _choice(
+        "tukey", WeightFunction, "of step 7: Tukey's biweight, or Welsch's exponential"
+    )
+    welsch_c: float = _number(
+        2.985,  # 95 % efficiency on Gaussian data
+        "Welsch's constant: a residual of c scales weighs 1/e",
+        above=0.0,
+    )
+    deviations: Deviations = _choice(
+        "center", Deviations, "what step 7 weighs by: distances from the center, or from the median"
+    )
+    rank_by: RankRule = _choice(
+        "full",
+        RankRule,
+        "directions that are kept: all K - 1 (full), the participation ratio (principal), or those "
+        "that stand out of equal noise",
+    )
+    scale_by: ScaleRule = _choice(
+        "energy", ScaleRule, "lambda of step 6: 1 / p of the energy ratio (energy), or its root"
+    )
     max_scale: float = _number(10.0, "upper bound of the energy scale lambda", least=1.0)
     mad_median: MadMedian = _choice(
         "standard", MadMedian, "median in the two MADs; lower is that of the authors' script"
     )
+    matrix_boost: bool = _flag(
+        "raise all singular values of a matrix's update to the largest; not in embeddings and head"
+    )
+    sign_alignment: SignAlignment = _choice(
+        "none",
+        SignAlignment,
+        "give all inputs the signs of the first model, or of base_model, before anything else",
+    )
     eps: float = _number(1e-8, "epsilon of the formulas", above=0.0)
     ridge: float = _number(
-        3.0,
+        10.0,
         "rho of recall: how much its prior counts, beside one for each model",
         least=LEAST_RIDGE,
     )
@@ -151,11 +199,11 @@ class Declared:
     """One option as it is declared."""
 
     name: str
-    default: str | float
+    default: str | float | bool
     range: Range
     meaning: str
 
-    def checked(self, value: object) -> str | float:
+    def checked(self, value: object) -> str | float | bool:
         """The value, as the option has it. Raises YoyoError if it is out of range."""
         return self.range.checked(self.name, value)
 
@@ -163,7 +211,7 @@ class Declared:
 def declared() -> Iterator[Declared]:
     """All options, in order."""
     for option in fields(Options):
-        default = cast("str | float", option.default)
+        default = cast("str | float | bool", option.default)
         yield Declared(option.name, default, option.metadata["range"], option.metadata["meaning"])
 
 

@@ -252,13 +252,16 @@ def closed_form_strength(weights: Array, *, anchored: bool) -> Array:
 
 
 def prior_factor(weights: Array, alpha: float | str) -> Array:
-    """[B] alpha of step 3 around an anchor; for `auto` 1 / sqrt(K), K the effective number.
+    """[B] alpha of step 3 around an anchor; for `auto` 2 / K, at most 1, K the effective number.
+
+    Twice the mean of the differences: near the best factor of task arithmetic for 3 to 5 models
+    (benchmarks/recall_strength.py), and all of a single one.
 
     weights: [B, K] of the inputs that are not rejected and differ from the anchor.
     """
     if alpha != "auto":
         return np.full(len(weights), float(alpha))
-    return 1.0 / np.sqrt(np.maximum(_effective(weights), 1.0))
+    return np.minimum(2.0 / np.maximum(_effective(weights), 1.0), 1.0)
 
 
 def _effective(weights: Array) -> Array:

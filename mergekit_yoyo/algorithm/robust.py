@@ -60,6 +60,13 @@ def mad_scale(magnitudes: Array, axis: int, kind: MadMedian) -> Array:
     return np.maximum(MAD_TO_SIGMA * median(magnitudes, axis, kind), SCALE_FLOOR)
 
 
+def welsch_weights(magnitudes: Array, scale: Array, welsch_c: float, eps: float) -> Array:
+    """Welsch's exp(-(|.| / (c s + eps))^2): 1 at the center, 1/e at c scales, never quite 0."""
+    ratio = magnitudes / (welsch_c * scale + eps)
+    # clipped before squaring: an outlier far away must not overflow
+    return np.asarray(np.exp(-(np.minimum(ratio, 1e3) ** 2)))
+
+
 def tukey_weights(magnitudes: Array, scale: Array, tukey_c: float, eps: float) -> Array:
     """Tukey's biweight max(0, 1 - (|.| / (c s + eps))^2)^2: 1 at the center, 0 beyond c scales."""
     ratio = magnitudes / (tukey_c * scale + eps)

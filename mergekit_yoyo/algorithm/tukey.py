@@ -7,23 +7,35 @@ All arrays are float64 with the problems along the first axis (B).
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mergekit_yoyo.algorithm.options import Options, TensorKind
+from mergekit_yoyo.algorithm.options import Options, RankRule, TensorKind
 from mergekit_yoyo.algorithm.result import Details
-from mergekit_yoyo.algorithm.robust import Array, average, mad_scale, tukey_weights
+from mergekit_yoyo.algorithm.robust import Array, average, mad_scale, tukey_weights, welsch_weights
 from mergekit_yoyo.algorithm.span import Span
 from mergekit_yoyo.algorithm.streaming import weighted_median_sum, weighted_sum
-from mergekit_yoyo.algorithm.tolerances import NO_RESIDUAL
+from mergekit_yoyo.algorithm.tolerances import NO_RESIDUAL, ROUND_OFF
 
 
 class Tukey:
     """`consensus: tukey`."""
 
-    options = ("tukey_c", "max_scale", "mad_median")
+    options = (
+        "tukey_c",
+        "weight_function",
+        "welsch_c",
+        "deviations",
+        "rank_by",
+        "scale_by",
+        "max_scale",
+        "mad_median",
+        "matrix_boost",
+    )
 
     def check(self, kind: TensorKind, shape: Sequence[int], name: str) -> None:
         """Every tensor will do."""
@@ -39,9 +51,12 @@ class Tukey:
     ) -> Details:
         """Steps 4 to 9 for B problems [B, ...], written to `out` unless it is None."""
         # steps 4 to 7: y' = m + sum_k update_k R_k
-        found = update_of(span, options, anchored=anchor is not None)
+        size = prod(tensors[0].shape[1:])
+        found = update_of(span, options, size=size, anchored=anchor is not None)
         # steps 8 and 9
-        coefficients = restore(tensors, span, found.update, options, out)
+        boosted = options.matrix_boost and tensors[0].ndim == 3 and kind != "embedding"
+        finish = restore_boosted if boosted else restore
+        coefficients = finish(tensors, span, found.update, options, out)
 
         return Details(
             weights=found.weights,
@@ -92,11 +107,11 @@ class Update:
     global_scale: Array
 
 
-def update_of(span: Span, options: Options, *, anchored: bool) -> Update:
+def update_of(span: Span, options: Options, *, size: int, anchored: bool) -> Update:
     """Steps 4 to 7 for the B problems of a span.
 
-    Directions at or below its noise carry nothing and count as rank loss. An input that weighs
-    nothing, as an anchor may, has no part in the scales.
+    size: of a tensor. Directions at or below the span's noise carry nothing and count as rank loss.
+    An input that weighs nothing, as an anchor may, has no part in the scales.
     """
     residual_gram, noise, eps = span.residual_gram, span.noise, options.eps
     k = residual_gram.shape[1]
@@ -111,25 +126,31 @@ def update_of(span: Span, options: Options, *, anchored: bool) -> Update:
     singular = np.sqrt(np.maximum(eigenvalues[:, ::-1], 0.0))
     vectors = vectors[:, :, ::-1]
     kept = singular > noise[:, None]
-    kept[:, k - 1 :] = False
+    kept &= np.arange(k) < rank_of(singular, options.rank_by, size)[:, None]
     kept &= has_residual[:, None]
 
     # step 6
     total = (singular**2).sum(1)
     energy = np.where(kept, singular**2, 0.0).sum(1) / (total + eps)
-    energy_scale = np.minimum(1.0 / (energy + eps), options.max_scale)
+    energy_scale = 1.0 / (energy + eps)
+    if options.scale_by == "root":
+        energy_scale = np.sqrt(energy_scale)
+    energy_scale = np.minimum(energy_scale, options.max_scale)
 
     # step 7
     z = np.where(kept[:, None, :], vectors * singular[:, None, :], 0.0)
-    distances = np.linalg.norm(z, axis=2)
-    direction_scales = mad_scale(np.abs(z[:, counts]), 1, options.mad_median)
+    off = z - np.median(z[:, counts], axis=1)[:, None] if options.deviations == "median" else z
+    distances = np.linalg.norm(off, axis=2)
+    direction_scales = mad_scale(np.abs(off[:, counts]), 1, options.mad_median)
     global_scale = mad_scale(distances[:, counts], 1, options.mad_median)
-    by_direction = tukey_weights(np.abs(z), direction_scales[:, None, :], options.tukey_c, eps)
-    by_input = tukey_weights(distances, global_scale[:, None], options.tukey_c, eps)
+    by_direction = _weights(np.abs(off), direction_scales[:, None, :], options)
+    by_input = _weights(distances, global_scale[:, None], options)
     w = by_direction * by_input[:, :, None]
     prior_w = span.priors[:, None] * w
     mean_z = (prior_w * z).sum(1) / (prior_w.sum(1) + eps)
-    if k == 2 and not anchored:  # neither can outvote the other: y' = m
+    if (
+        k == 2 and not anchored and options.deviations == "center"
+    ):  # neither can outvote the other: y' = m
         mean_z = np.zeros_like(mean_z)
     along = np.where(kept, mean_z / np.where(kept, singular, 1.0), 0.0)
     update = energy_scale[:, None] * np.einsum("bkj,bj->bk", vectors, along)
@@ -147,6 +168,32 @@ def update_of(span: Span, options: Options, *, anchored: bool) -> Update:
         direction_scales=np.where(kept, direction_scales, np.nan),
         global_scale=global_scale,
     )
+
+
+def _weights(magnitudes: Array, scale: Array, options: Options) -> Array:
+    if options.weight_function == "welsch":
+        return welsch_weights(magnitudes, scale, options.welsch_c, options.eps)
+    return tukey_weights(magnitudes, scale, options.tukey_c, options.eps)
+
+
+def rank_of(singular: Array, rule: RankRule, size: int) -> NDArray[np.int64]:
+    """[B], how many directions step 5 keeps of the singular values [B, K] in falling order.
+
+    `full` is the published K - 1. `principal` is the participation ratio (sum s^2)^2 / sum s^4,
+    rounded. `noise`: those beyond what K residuals of independent noise would have; its variance is
+    the median of the K - 1 s^2 / size, and its edge (1 + sqrt(K / size))^2 times that (Marchenko
+    and Pastur 1967).
+    """
+    squares = singular**2
+    k = squares.shape[1]
+    if rule == "principal":
+        fourth = np.maximum((squares**2).sum(1), np.finfo(float).tiny)
+        ratio = np.rint(squares.sum(1) ** 2 / fourth)
+        return np.asarray(np.clip(ratio, 1, k), dtype=np.int64)
+    if rule == "noise":
+        edge = np.median(squares[:, : k - 1], axis=1) * (1 + np.sqrt(k / size)) ** 2
+        return np.asarray((squares[:, : k - 1] > edge[:, None]).sum(1))
+    return np.full(len(squares), k - 1)
 
 
 def restore(
@@ -176,3 +223,45 @@ def restore(
     if out is not None:
         weighted_sum(tensors, coefficients, out)
     return coefficients
+
+
+def restore_boosted(
+    tensors: Sequence[Tensor], span: Span, update: Array, options: Options, out: Tensor | None
+) -> Array:
+    """Steps 8 and 9 with the singular values of each update, as a matrix, set to the largest.
+
+    tensors: [B, rows, columns]. Those at round-off stay what they are. The result is no combination
+    of the inputs: its coefficients [B, K] are NaN. Takes float64 matrices of the tensor's size.
+    """
+    nothing = np.full_like(update, np.nan)
+    if out is None:
+        return nothing
+    factor = span.unit_scale * update
+    rest = -update.sum(1)
+    mean_rms = average(span.rms, span.priors, options.rescale)
+    mean_norm = average(span.norms, span.priors, options.rescale)
+    for problem in range(len(out)):
+        one = slice(problem, problem + 1)
+        inputs = [x[one] for x in tensors]
+        center, move = (torch.empty_like(out[one], dtype=torch.float64) for _ in range(2))
+        _combine(inputs, span, one, np.ones(1), np.zeros_like(update[one]), center)
+        _combine(inputs, span, one, rest[one], factor[one], move)
+        left, singular, right = torch.linalg.svd(move[0], full_matrices=False)
+        largest = singular.amax()
+        boosted = torch.where(singular > ROUND_OFF * largest, largest, singular)
+        merge = center[0].addmm_(left * boosted, right).mul_(float(mean_rms[problem]))
+        merge.mul_(float(mean_norm[problem]) / (torch.linalg.vector_norm(merge) + options.eps))
+        out[problem].copy_(merge)
+    return nothing
+
+
+def _combine(
+    tensors: Sequence[Tensor], span: Span, part: slice, center: Array, factor: Array, out: Tensor
+) -> None:
+    """center m + sum_k factor_k x_k for some problems; center: [B], factor: [B, K]."""
+    scale = span.unit_scale[part]
+    if span.around_median:
+        weighted_median_sum(tensors, scale, center, factor, span.priors, out)
+    else:
+        of_center = center[:, None] * span.center_weights[part] * scale
+        weighted_sum(tensors, of_center + factor, out)

@@ -5,7 +5,7 @@ from typing import Any
 
 from mergekit.merge_methods.base import ParameterScope, ParameterSpec
 
-from mergekit_yoyo.algorithm.options import WEIGHT, Choice, Declared, declared
+from mergekit_yoyo.algorithm.options import WEIGHT, Choice, Declared, Flag, declared
 from mergekit_yoyo.errors import YoyoError
 from mergekit_yoyo.method.refusal import refusals
 
@@ -38,7 +38,7 @@ class _Path(ParameterSpec):  # type: ignore[misc]
 
 def _parameter(option: Declared) -> ParameterSpec:
     words = isinstance(option.range, Choice) or option.default == "auto"
-    kind = str if words else float
+    kind = str if words else bool if isinstance(option.range, Flag) else float
     return _Option(option.name, kind, ParameterScope.SHARED, option.default, option.meaning)
 
 

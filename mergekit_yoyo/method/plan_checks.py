@@ -99,13 +99,13 @@ def check_task(task: Any, yaml: str) -> None:
     """Refuse a task of a plan, if mergekit would build its tensor from the wrong inputs.
 
     Raises MergeError for a tensor that would get fewer models than its slice has, or none with a
-    weight above 0, for `center:
-    anchor` where the anchor is missing, for recall where the model class cannot be built, and for a
-    record that cannot be written. Says which options have no effect.
+    weight above 0, for `center: anchor` or `sign_alignment: base` where the base is missing, for
+    recall where the model class cannot be built, and for a record that cannot be written. Says which options have no effect.
     """
     check_all_models_gathered(task)
     _check_weights(task)
     _check_anchor(task)
+    _check_signs(task)
     _check_model_class(task)
     _plan_record(task, yaml)
     for sentence in without_effect(dict(task.parameters.items())):
@@ -154,6 +154,15 @@ def _check_anchor(task: Any) -> None:
         raise MergeError(
             f"{name}: the anchor {base} lacks this optional tensor. Choose another center for it "
             f"with a filter: {{filter: {name}, value: geometric_median}}."
+        )
+
+
+def _check_signs(task: Any) -> None:
+    wanted = task.parameters["sign_alignment"] == "base" and len(task.model_order) > 1
+    if wanted and task.base_model not in task.model_order:
+        raise MergeError(
+            f"{task.output_weight.name}: sign_alignment: base needs base_model among the sources; "
+            "set it, or take sign_alignment: first."
         )
 
 

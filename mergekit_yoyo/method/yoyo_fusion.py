@@ -100,11 +100,14 @@ class YoyoFusion(GroupMergeMethod):  # type: ignore[misc]  # mergekit is not typ
         packing = packing_of(group, options.pop("experts"))
         if options["consensus"] == "recall":
             options["kind"], packing = kind_of(group, packing)
+        elif group.metadata.vocabulary_axis is not None:
+            options["kind"] = "embedding"  # or the head
+        base = next((k for k, entry in enumerate(entries) if entry.is_base), None)
         anchor = None
         if options["center"] == "anchor" and len(labels) == 1:
             options["center"] = "geometric_median"  # of one input: itself
         elif options["center"] == "anchor":
-            anchor = next((k for k, entry in enumerate(entries) if entry.is_base), None)
+            anchor = base
             if anchor is None:
                 raise YoyoError(
                     f"{name}: center: anchor needs the base model among the inputs, and it is not: "
@@ -114,6 +117,7 @@ class YoyoFusion(GroupMergeMethod):  # type: ignore[misc]  # mergekit is not typ
             [entry.tensor for entry in entries],
             weights=[given.get(entry.id, 1.0) for entry in entries],
             anchor=anchor,
+            base=base,
             experts=packing,
             name=name,
             labels=labels,
