@@ -29,9 +29,8 @@ def method_options() -> str:
             values += ", or `auto`" if option.range.auto else ""
         heeding = [name for name, c in CONSENSUSES.items() if option.name in c.options]
         heeded = "all" if option.name in OF_ALL else ", ".join(heeding)
-        rows.append(
-            f"| `{option.name}` | {str(option.default).lower()} | {values} | {heeded} | {option.meaning} |"
-        )
+        default = str(option.default).lower()
+        rows.append(f"| `{option.name}` | {default} | {values} | {heeded} | {option.meaning} |")
     rows.append(
         "| `weight` | 1 | a number at least 0, of one model or of all | all | how much a model is "
         "[trusted beforehand](#weights-of-models); 0 leaves it out |"

@@ -85,9 +85,7 @@ PLANNED = {
         "- model: ./b\n",
         ("weight: expected a number of at least 0; got -1",),
     ),
-    "no flag": Case(
-        recipe(ABC, matrix_boost=3), ("matrix_boost: expected true or false; got 3",)
-    ),
+    "no flag": Case(recipe(ABC, matrix_boost=3), ("matrix_boost: expected true or false; got 3",)),
     "anchor not in a slice": Case(
         sliced([(BASED, 0, 1), (ABC, 1, 2), (BASED, 2, 3)], ANCHORED),
         ("model.layers.1.", "center: anchor needs ./base among the sources", "./a, ./b, ./c"),

@@ -22,7 +22,7 @@ def test_fuse_shows_every_option_with_its_default() -> None:
 
 
 def test_mergekit_gets_every_option_and_the_record() -> None:
-    assert [spec.name for spec in METHOD.spec.parameters] == [*NAMES, "report"]
+    assert [spec.name for spec in METHOD.spec.parameters] == [*NAMES, "weight", "report"]
     for spec, option in zip(METHOD.spec.parameters, declared(), strict=False):
         assert (spec.default, spec.description) == (option.default, option.meaning)
 

@@ -136,7 +136,7 @@ def group(*tensors: torch.Tensor, name: str = "w") -> TensorGroup:
 
 
 def described(*tensors: torch.Tensor, **options: object) -> TensorLine:
-    defaults = {parameter.name: parameter.default for parameter in METHOD.spec.parameters}
+    defaults = {parameter.name: parameter.default for parameter in METHOD.spec.shared_parameters}
     return METHOD.describe_group(group(*tensors), **{**defaults, **options})
 
 

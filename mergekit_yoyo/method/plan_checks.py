@@ -100,7 +100,8 @@ def check_task(task: Any, yaml: str) -> None:
 
     Raises MergeError for a tensor that would get fewer models than its slice has, or none with a
     weight above 0, for `center: anchor` or `sign_alignment: base` where the base is missing, for
-    recall where the model class cannot be built, and for a record that cannot be written. Says which options have no effect.
+    recall where the model class cannot be built, and for a record that cannot be written. Says
+    which options have no effect.
     """
     check_all_models_gathered(task)
     _check_weights(task)
