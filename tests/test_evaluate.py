@@ -313,6 +313,10 @@ def test_the_chat_template_is_applied_by_both_backends_or_by_none(evaluated):
             ["./german", "--tasks", "next_germann"],
             "no task next_germann in lm-eval. Did you mean n",
         ),
+        (  # before the results that are there, which are of another setup
+            ["./german", "--tasks", "next_germann", "--limit", "2", "-o", "earlier"],
+            "no task next_germann in lm-eval. Did you mean n",
+        ),
         (["./german", "--tasks", ","], "no tasks given"),
         (["./german", "--include-path", "./nowhere"], "--include-path nowhere: no such folder"),
         (
@@ -337,6 +341,8 @@ def test_bad_input_gives_a_sentence_and_writes_nothing(place, arguments, expecte
     )
     for name in ("mute", "garbled"):
         shutil.copytree(place / "german", place / name, dirs_exist_ok=True)
+    (place / "earlier" / "german").mkdir(parents=True, exist_ok=True)
+    (place / "earlier" / "german" / "results_2026-11-24T10-00-00.json").write_text("{}")
     (place / "mute" / "tokenizer.json").unlink()
     (place / "garbled" / "tokenizer.json").write_text("{}")
     options = ["--tasks", "next_german", "--include-path", "tasks", "--out", "unwritten"]

@@ -98,6 +98,38 @@ CASES = {
         "error",
         ("tokenizer: ", "pad_to_multiple", "pad_to_multiple_of"),
     ),
+    "option at the top level": Case(
+        recipe(ABC, "consensus: recall\n"),
+        "error",
+        ("top level: ", "consensus", "belongs under `parameters:` of the merge", "{consensus:"),
+    ),
+    "option of the merge beside a model": Case(
+        "merge_method: yoyo_fusion\nmodels:\n- {model: ./a, consensus: recall}\n- model: ./b\n",
+        "error",
+        ("models[0]: ", "consensus", "belongs under `parameters:` of the merge"),
+    ),
+    "weight beside its model": Case(
+        "merge_method: linear\nmodels:\n- {model: ./a, weight: 1}\n- model: ./b\n"
+        "parameters: {weight: 1}\n",
+        "error",
+        ("models[0]: ", "key weight", "belongs under `parameters:` of this model"),
+    ),
+    "option of other methods": Case(
+        recipe(ABC, density=0.5),
+        "error",
+        ("yoyo_fusion knows no parameter density", "It is a parameter of", "ties"),
+    ),
+    "key of the merge among its options": Case(
+        recipe(ABC, dtype="bfloat16"),
+        "error",
+        ("knows no parameter dtype", "`dtype:` stands at the top level"),
+    ),
+    "layers of a whole model": Case(
+        "merge_method: linear\nmodels:\n- {model: ./a, layer_range: [0, 2]}\n- model: ./b\n"
+        "parameters: {weight: 1}\n",
+        "error",
+        ("models[0]: ", "layer_range", "stands at a source of a slice"),
+    ),
     "filter": Case(
         recipe(ABC, tukey_c=[{"filter": "mpl", "value": 3}, {"value": 4}]),
         "warning",

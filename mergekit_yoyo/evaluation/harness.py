@@ -48,32 +48,44 @@ def chosen_device(given: str | None) -> str:
     return given or (accelerator.type if accelerator else "cpu")
 
 
-def load_tasks(
-    names: Sequence[str], include: Path | None, *, run_code: bool = False
-) -> tuple[Any, dict[str, str]]:
-    """The harness's task manager, and the tasks with a hash of each one's configuration.
+def task_manager(names: Sequence[str], include: Path | None) -> Any:
+    """The harness's task manager, which knows all of `names`.
 
     Args:
         names: tasks, groups or tags.
         include: a folder with more of them.
-        run_code: whether tasks may run what a model writes.
 
     Raises:
-        YoyoError: no such folder or task, a task whose data cannot be loaded, or one that runs what
-            a model writes where that is not allowed.
+        YoyoError: no such folder or task.
     """
     from lm_eval.tasks import TaskManager
 
     _quiet_harness()
-    if run_code:
-        os.environ[_CODE_VARIABLE] = "1"
     if include is not None and not include.is_dir():
         raise YoyoError(f"--include-path {include}: no such folder.")
     manager = TaskManager(include_path=None if include is None else str(include))
-    hashes = {}
     for name in names:
         if name not in manager.all_tasks:
             raise YoyoError(f"no task {name} in lm-eval. {nearest(name, manager.all_tasks)}")
+    return manager
+
+
+def load_tasks(manager: Any, names: Sequence[str], *, run_code: bool = False) -> dict[str, str]:
+    """The tasks, loaded, with a hash of each one's configuration.
+
+    Args:
+        manager: of `task_manager`.
+        names: tasks, groups or tags.
+        run_code: whether tasks may run what a model writes.
+
+    Raises:
+        YoyoError: a task whose data cannot be loaded, or one that runs what a model writes where
+            that is not allowed.
+    """
+    if run_code:
+        os.environ[_CODE_VARIABLE] = "1"
+    hashes = {}
+    for name in names:
         try:
             loaded = manager.load([name])["tasks"]
         except Exception as error:  # whatever a task's own code and the data set library raise
@@ -90,7 +102,7 @@ def load_tasks(
             config["metadata"] = loaded[task].VERSION  # the rest of it is where the YAML lies
         dump = json.dumps(configs, sort_keys=True, default=str)
         hashes[name] = hashlib.sha256(dump.encode()).hexdigest()
-    return manager, hashes
+    return hashes
 
 
 def load_model(

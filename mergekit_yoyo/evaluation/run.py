@@ -22,6 +22,7 @@ from mergekit_yoyo.evaluation.harness import (
     check_installed,
     load_model,
     load_tasks,
+    task_manager,
 )
 from mergekit_yoyo.evaluation.measuring import (
     Measuring,
@@ -102,14 +103,13 @@ def evaluate(
     reference = check_measuring(measuring, folders)
     loaded = [*folders, *([reference] if reference else [])]
     check_installed(loaded, tasks=bool(settings.tasks))
+    asked = expand_presets(settings.tasks)
+    manager = task_manager(asked, settings.include_path) if asked else None
     stores = [
         ResultStore(out / folder.name, _setup(folder, settings), restart=restart)
         for folder in folders
     ]
-    manager, tasks = None, dict[str, str]()
-    if settings.tasks:
-        names = expand_presets(settings.tasks)
-        manager, tasks = load_tasks(names, settings.include_path, run_code=settings.run_code)
+    tasks = load_tasks(manager, asked, run_code=settings.run_code) if asked else {}
     if measuring.texts:
         _measure_models(folders, stores, settings, reference, progress)
     for folder, store in zip(folders, stores, strict=True) if tasks else ():

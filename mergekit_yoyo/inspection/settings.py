@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Union, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from mergekit_yoyo.errors import nearest
-from mergekit_yoyo.inspection.remark import Remark, error, warning
+from mergekit_yoyo.errors import close_to, nearest
+from mergekit_yoyo.inspection.remark import Remark, error, some, warning
 from mergekit_yoyo.model.merge_yaml import MergeYaml
 from mergekit_yoyo.outside import load_yaml
 
@@ -41,10 +41,12 @@ def check_settings(merge_yaml: MergeYaml) -> list[Remark]:
     """All that mergekit would drop or refuse in the file, without looking at a model."""
     from mergekit.config import MergeConfiguration
 
+    method = method_of(merge_yaml)
     remarks = [
         error(
             f"{place or 'top level'}: mergekit knows no key {key} here and drops it without a "
-            f"word{MULTI_HINT if key == 'name' and not place else ''}. {nearest(key, choices)}"
+            f"word{MULTI_HINT if key == 'name' and not place else ''}. "
+            f"{_belongs(key, place, method) or nearest(key, choices)}"
         )
         for place, key, choices in _unknown(
             load_yaml(merge_yaml.text, "the merge YAML"), [MergeConfiguration], ""
@@ -52,7 +54,6 @@ def check_settings(merge_yaml: MergeYaml) -> list[Remark]:
     ]
     remarks += _check_names(merge_yaml.config)
     remarks += _check_numbers(merge_yaml.text)
-    method = method_of(merge_yaml)
     if method is None:
         from mergekit.merge_methods import registry
 
@@ -67,6 +68,43 @@ def check_settings(merge_yaml: MergeYaml) -> list[Remark]:
     for setting in settings_of(merge_yaml.config):
         remarks += _check_parameter(method, setting)
     return remarks
+
+
+def _belongs(key: str, place: str, method: "MergeMethod | None") -> str | None:
+    """Where a key that is unknown at `place` belongs, if it is a word of another place."""
+    from mergekit.merge_methods.base import ParameterScope
+
+    specs = {spec.name: spec for spec in method.spec.parameters} if method else {}
+    if key in specs:
+        on_model = place.rpartition(".")[2].startswith(("models[", "sources["))
+        if on_model and specs[key].scope == ParameterScope.SHARED:
+            return f"It belongs under `parameters:` of the merge: `parameters: {{{key}: ...}}`."
+        whose = "this model" if on_model else f"`{place}`" if place else "the merge"
+        return f"It belongs under `parameters:` of {whose}: `parameters: {{{key}: ...}}`."
+    return _place_of(key, None, place)
+
+
+def _place_of(key: str, method: "MergeMethod | None", place: str = "") -> str | None:
+    """What a word is that is no parameter here: a key of another place, or of other methods.
+
+    method: whose parameter it would be.
+    """
+    from mergekit.config import InputSliceDefinition, MergeConfiguration
+    from mergekit.merge_methods import registry
+
+    if key in MergeConfiguration.model_fields and (place or method):
+        return f"`{key}:` stands at the top level of the file."
+    if key in InputSliceDefinition.model_fields:
+        return f"`{key}:` stands at a source of a slice, under `slices:` and `sources:`."
+    having = [
+        known.spec.name
+        for known in registry.registered_methods()
+        if any(spec.name == key for spec in known.spec.parameters)
+    ]
+    own = [spec.name for spec in method.spec.parameters] if method else []
+    if not having or close_to(key, own):
+        return None
+    return f"It is a parameter of {some(having)}."
 
 
 def method_of(merge_yaml: MergeYaml) -> "MergeMethod | None":
@@ -111,7 +149,7 @@ def _check_parameter(method: "MergeMethod", setting: Setting) -> Iterator[Remark
     place, model, name, value = setting
     known = {spec.name: spec for spec in method.spec.parameters}
     if name not in known:
-        hint = nearest(name, known) or "It has no parameters."
+        hint = _place_of(name, method) or nearest(name, known) or "It has no parameters."
         yield error(
             f"{place}: {method.spec.name} knows no parameter {name}; mergekit drops it without a "
             f"word. {hint}"
