@@ -2,6 +2,7 @@
 
 from mergekit_yoyo.inspection.remark import Level
 from mergekit_yoyo.inspection.run import Inspection, Reading, inspect
+from mergekit_yoyo.inspection.stages import inspect_stages, is_multi
 from mergekit_yoyo.inspection.terminal import show
 
-__all__ = ["Inspection", "Level", "Reading", "inspect", "show"]
+__all__ = ["Inspection", "Level", "Reading", "inspect", "inspect_stages", "is_multi", "show"]

@@ -49,17 +49,29 @@ class Reading:
 
 @dataclass
 class Inspection:
-    """What was found. plan, reading: None if mergekit made no plan, or no weights were read."""
+    """What was found.
+
+    plan, reading: None if mergekit made no plan, or no weights were read. called: what paths are
+    called in what is said, where the YAML has another name for them.
+    """
 
     merge_yaml: MergeYaml
     inputs: list[Input] = field(default_factory=list)
     remarks: list[Remark] = field(default_factory=list)
     plan: MergePlan | None = None
     reading: Reading | None = None
+    called: dict[str, str] = field(default_factory=dict)
 
     def of_level(self, level: Level) -> list[str]:
         """The remarks of a level, each once."""
-        return list(dict.fromkeys(text for kind, text in self.remarks if kind == level))
+        found = dict.fromkeys(text for kind, text in self.remarks if kind == level)
+        return [self.in_its_words(text) for text in found]
+
+    def in_its_words(self, text: str) -> str:
+        """A text with models named as the YAML names them."""
+        for path, name in self.called.items():
+            text = text.replace(path, name)
+        return text
 
     @property
     def failed(self) -> bool:
@@ -85,7 +97,13 @@ def inspect(
     Raises:
         YoyoError: the file cannot be read, or is no merge YAML.
     """
-    merge_yaml = read_merge_yaml(file)
+    return inspect_merge(read_merge_yaml(file), quick=quick, output=output, progress=progress)
+
+
+def inspect_merge(
+    merge_yaml: MergeYaml, *, quick: bool, output: Path, progress: Progress
+) -> Inspection:
+    """Look at a merge whose YAML was read, as `inspect` does."""
     seen = Inspection(merge_yaml)
     with quiet():
         seen.remarks += check_settings(merge_yaml)

@@ -22,14 +22,14 @@ _BLOCKS = "▁▂▃▄▅▆▇█"
 _COLUMNS = 48  # of the row of layers, at most
 
 
-def show(seen: Inspection, file: Path, out: Console) -> None:
-    """Print an inspection of the merge YAML `file`."""
+def show(seen: Inspection, file: Path | str, out: Console) -> None:
+    """Print an inspection of the merge YAML `file`, or of what else is called so."""
     config = seen.merge_yaml.config
     dtype = config.out_dtype or config.dtype
     out.print(f"{file}: {seen.merge_yaml.method}{f' in {dtype}' if dtype else ''}")
     labels = _labels(len(seen.inputs))
     for label, item in zip(labels, seen.inputs, strict=True):
-        out.print(f"  {label}  {item}: {item.summary}")
+        out.print(f"  {label}  {seen.in_its_words(str(item))}: {item.summary}")
     for level, style in _STYLES.items():
         for text in seen.of_level(level):
             out.print(Text.assemble((level, style), ": ", text))

@@ -79,36 +79,44 @@ def read_merge_yaml(file: Path) -> MergeYaml:
     Raises:
         YoyoError: the file cannot be read, or mergekit would not accept it.
     """
+    return parse_merge_yaml(read_text(file), file)
+
+
+def parse_merge_yaml(text: str, source: object) -> MergeYaml:
+    """What a merge YAML says. source: where it comes from, for the message.
+
+    Raises:
+        YoyoError: mergekit would not accept it.
+    """
     from mergekit.config import MergeConfiguration
 
-    text = read_text(file)
-    data = load_yaml(text, f"{file}: mergekit would not accept this merge YAML")
+    refused = f"{source}: mergekit would not accept this merge YAML"
+    data = load_yaml(text, refused)
     try:
         config = MergeConfiguration.model_validate(data)
     except ValidationError as error:
-        wrong = explain_invalid(error, data)
-        raise YoyoError(f"{file}: mergekit would not accept this merge YAML: {wrong}") from None
+        raise YoyoError(f"{refused}: {explain_invalid(error, data)}") from None
     except RuntimeError as error:  # mergekit's own validators
-        raise YoyoError(f"{file}: mergekit would not accept this merge YAML: {error}") from None
+        raise YoyoError(f"{refused}: {error}") from None
     inputs = _inputs(config)
-    _check_bounds(config, inputs, file)
+    _check_bounds(config, inputs, source)
     return MergeYaml(text, config, inputs)
 
 
-def _check_bounds(config: "MergeConfiguration", inputs: list[ModelName], file: Path) -> None:
+def _check_bounds(config: "MergeConfiguration", inputs: list[ModelName], source: object) -> None:
     """Refuse names that no model can have, and slices that no model is deep enough for."""
     for name in inputs:
         parts = name.path.split("/")
         if "\0" in name.path or any(len(part.encode()) > NAME_BYTES for part in parts):
-            raise YoyoError(f"{file}: no model can have the name {name.path[:60]!r}...")
+            raise YoyoError(f"{source}: no model can have the name {name.path[:60]!r}...")
     slices = list(config.slices or [])
     for module in (config.modules or {}).values():
         slices += module.slices or []
-    for source in (source for part in slices for source in part.sources):
-        first, end = source.layer_range
+    for taken in (taken for part in slices for taken in part.sources):
+        first, end = taken.layer_range
         if end - first > MOST_LAYERS:
             raise YoyoError(
-                f"{file}: layer_range [{first}, {end}] of {source.model} is deeper than any model."
+                f"{source}: layer_range [{first}, {end}] of {taken.model} is deeper than any model."
             )
 
 
