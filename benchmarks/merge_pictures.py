@@ -1,12 +1,12 @@
-"""The pictures of the quickstart merge in the README, without and with a broken fourth model.
+"""The pictures of the quickstart merge in README and docs, with a broken model, and with recall.
 
     python benchmarks/merge_pictures.py               # what the records say
     python benchmarks/merge_pictures.py --out FOLDER  # and the pictures
     python benchmarks/merge_pictures.py --write       # into examples/pictures, which README shows
 
-merges the quickstart's experts with `mergekit-yaml`, alone and with a copy of the base whose
-weights were overlaid with noise, each with `report:` among its parameters, and draws the heat
-maps of both records.
+merges the quickstart's experts with `mergekit-yaml`: alone, with a copy of the base whose weights
+were overlaid with noise, and with `consensus: recall`, each with `report:` among its parameters;
+draws the heat maps of the first two records, and what changes from the first to the third.
 """
 
 import os
@@ -19,14 +19,19 @@ import yaml
 from broken import KINDS, break_model
 
 from mergekit_yoyo.record.reading import read_record
-from mergekit_yoyo.report import render_picture, summarize
+from mergekit_yoyo.report import (
+    compare_records,
+    render_comparison_picture,
+    render_picture,
+    summarize,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 EXPERTS = ROOT / "examples" / "experts"
 PICTURES = ROOT / "examples" / "pictures"
 
 
-def merge(folder: Path, name: str, extra: list[Path]) -> Path:
+def merge(folder: Path, name: str, extra: list[Path], **parameters: str) -> Path:
     """Merges the quickstart's models and `extra` ones; returns the record of the merge.
 
     Raises:
@@ -35,7 +40,7 @@ def merge(folder: Path, name: str, extra: list[Path]) -> Path:
     config = yaml.safe_load((ROOT / "examples" / "quickstart.yml").read_text())
     record = folder / name / "merge-report.jsonl"
     config["models"] += [{"model": str(path)} for path in extra]
-    config["parameters"] = {"report": str(record)}
+    config["parameters"] = {"report": str(record), **parameters}
     recipe = folder / f"{name}.yml"
     recipe.write_text(yaml.safe_dump(config))
     subprocess.run(
@@ -59,21 +64,31 @@ def main(kind: str, out: Path | None, write: bool) -> None:
     folders = [folder for folder in (out, PICTURES if write else None) if folder]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
+        records = []
         broken = folder / "broken"
         break_model(kind, EXPERTS / "base", broken)
         for title, extra in (("quickstart", []), ("quickstart-broken", [broken])):
             click.echo(f"merging {title} ...", err=True)
             summary = summarize(read_record(merge(folder, title, extra)))
-            picture = render_picture(summary)
-            for goal in folders:
-                goal.mkdir(exist_ok=True)
-                (goal / f"{title}.png").write_bytes(picture)
-            click.echo(f"{title}.png: {len(picture) / 1000:.0f} kB")
+            # the weights of good models are close together; beside a broken one they are not
+            _save(f"{title}.png", render_picture(summary, stretch=not extra), folders)
+            records.append(summary.record)
             for model in summary.models:
                 click.echo(
                     f"  {model.short}: mean weight {model.weight:.2f}, rejected in "
                     f"{model.rejected} of {model.problems} tensors"
                 )
+        click.echo("merging quickstart-recall ...", err=True)
+        recalled = read_record(merge(folder, "quickstart-recall", [], consensus="recall"))
+        changes = render_comparison_picture(compare_records(records[0], recalled))
+        _save("quickstart-recall.png", changes, folders)
+
+
+def _save(name: str, picture: bytes, folders: list[Path]) -> None:
+    for folder in folders:
+        folder.mkdir(exist_ok=True)
+        (folder / name).write_bytes(picture)
+    click.echo(f"{name}: {len(picture) / 1000:.0f} kB")
 
 
 if __name__ == "__main__":

@@ -84,13 +84,18 @@ def render_comparison_picture(comparison: RecordComparison) -> bytes:
         )
     models = drawn_models(maps)
     options = "; ".join(f"{o.name}: {o.a} in A, {o.b} in B" for o in comparison.options)
+    sides = [record.path for record in (comparison.a, comparison.b)]
+    if sides[0].name == sides[1].name:
+        names = [f"{path.parent.name}/{path.name}" for path in sides]
+    else:
+        names = [path.name for path in sides]
     return _draw(
         _Sheet(
-            title=f"A {comparison.a.path.name}, B {comparison.b.path.name}: what changed",
+            title=" + ".join(m.short for m in comparison.models) + ": what changes from A to B",
             said=comparison_verdict(comparison),
             footer=[
-                *(f"Warning: {w}" for w in comparison.warnings),
-                f"Options: {options or 'same'}",
+                *(f"Warning: {warning}" for warning in comparison.warnings),
+                f"A {names[0]}, B {names[1]}. Options: {options or 'the same'}.",
             ],
             maps=maps,
             models=models,

@@ -68,6 +68,11 @@ def comparison_verdict(comparison: RecordComparison) -> str:
         given = [(m.recalled_a, m.recalled_b) for m in comparison.models]
         a, b = (fixed(float(np.nanmean(side))) for side in zip(*given, strict=True))
         found.append(f"recall gives back {b} of what is each model's own instead of {a}")
+    lengths = [o.name for o in comparison.options if o.name in ("rescale", "max_scale")]
+    if lengths:
+        found.append(
+            f"{_listed(lengths)} decides how large the merged tensors are, which no record holds"
+        )
     return f"{made}: {'; '.join(found)}."
 
 
