@@ -32,7 +32,7 @@ from mergekit_yoyo.evaluation.measuring import (
 )
 from mergekit_yoyo.evaluation.model_folder import ModelFolder, open_model
 from mergekit_yoyo.evaluation.presets import expand_presets
-from mergekit_yoyo.evaluation.store import ResultStore
+from mergekit_yoyo.evaluation.store import OF_MODEL, ResultStore
 from mergekit_yoyo.progress import SILENT, Progress
 from mergekit_yoyo.seven_tasks import SEVEN_TASKS
 
@@ -98,17 +98,19 @@ def evaluate(
             )
         if settings.apply_chat_template and not folder.has_chat_template:
             raise YoyoError(f"{folder.given}: --apply-chat-template, but it has no chat template.")
-    if settings.device and any(folder.backend == "hf" for folder in folders):
-        check_device(settings.device)
     reference = check_measuring(measuring, folders)
     loaded = [*folders, *([reference] if reference else [])]
+    if settings.device and any(folder.backend == "hf" for folder in loaded):
+        check_device(settings.device)
     check_installed(loaded, tasks=bool(settings.tasks))
     asked = expand_presets(settings.tasks)
     manager = task_manager(asked, settings.include_path) if asked else None
-    stores = [
-        ResultStore(out / folder.name, _setup(folder, settings), restart=restart)
-        for folder in folders
-    ]
+    stores = []
+    for folder in folders:
+        setup = _setup(folder, settings)
+        if not asked:
+            setup = {name: setup[name] for name in OF_MODEL}
+        stores.append(ResultStore(out / folder.name, setup, restart=restart))
     tasks = load_tasks(manager, asked, run_code=settings.run_code) if asked else {}
     if measuring.texts:
         _measure_models(folders, stores, settings, reference, progress)

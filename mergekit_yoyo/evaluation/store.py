@@ -30,6 +30,7 @@ _BY_TASK = (
     "task_hashes",
 )
 _DONE = "completed_tasks"
+OF_MODEL = ("model", "model_fingerprint")  # the settings that say which model it is
 
 
 class ResultStore:
@@ -65,9 +66,11 @@ class ResultStore:
         self.path = earlier[0] if earlier else folder / f"results_{date}.json"
         self._data = self._read() if earlier else {}
         recorded = {**self._data, **self._data.get("config", {})}
+        # what was measured does not depend on how tasks are run
+        binding = setup if self._data.get(_DONE) else {k: setup[k] for k in OF_MODEL if k in setup}
         changed = [
             f"{name} is {recorded.get(name)!r} there and {value!r} now"
-            for name, value in setup.items()
+            for name, value in binding.items()
             if earlier and recorded.get(name) != value
         ]
         if changed:
