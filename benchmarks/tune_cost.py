@@ -25,12 +25,13 @@ from transformers.utils import logging as transformers_logging
 
 import mergekit_yoyo.method  # noqa: F401
 from mergekit_yoyo.text import Writing, written_text
+from mergekit_yoyo.text.writing import BATCH
 from mergekit_yoyo.tuning.divergence import refer, samples
 from mergekit_yoyo.tuning.mixture import Mixture
 from mergekit_yoyo.tuning.subjects import load_model
 
 SAMPLES, TOKENS, MODELS = 64, 128, 3  # the defaults, and three models
-FEW = 4  # samples that are timed
+FEW = 4  # samples whose reading is timed; writing takes as long for one as for a batch
 WORDS = 49_152
 Result = TypeVar("Result")
 
@@ -71,8 +72,8 @@ def worked_out(parameters: float) -> list[str]:
     read = SAMPLES * TOKENS * MODELS / 2  # tokens of the half that chooses
     reading = 2 * parameters * read / OPERATIONS
     parts = 2 * 4 * parameters
-    # a step of decoding reads all weights, for 16 samples at once
-    writing = SAMPLES / 16 * TOKENS * 2 * parameters / DECODING
+    # a step of decoding reads all weights, for a batch at once
+    writing = SAMPLES / BATCH * TOKENS * 2 * parameters / DECODING
     return [
         f"{4 * parameters / 1e9:.0f} GB",
         f"{2 * parameters / 1e9:.0f} GB",
@@ -96,10 +97,11 @@ def main(write: bool) -> None:
         data = {"models": models, "dtype": "float32", "merge_method": "yoyo_fusion"}
         file.write_text(yaml.safe_dump({**data, "parameters": {"consensus": "recall"}}))
         writing, written = timed(
-            lambda: written_text(folder / "0", folder / "t.jsonl", Writing(FEW, TOKENS))
+            lambda: written_text(folder / "0", folder / "t.jsonl", Writing(BATCH, TOKENS))
         )
+        some = written.windows[:FEW]
         loaded = load_model(folder / "0", "cpu")
-        referring, reference = timed(lambda: refer(loaded, written.windows, WORDS))
+        referring, reference = timed(lambda: refer(loaded, some, WORDS))
         merging, _ = timed(
             lambda: run_merge(
                 MergeConfiguration.model_validate(yaml.safe_load(file.read_text())),
@@ -112,15 +114,15 @@ def main(write: bool) -> None:
         )
         part = folder / "part"
         summing, _ = timed(lambda: mixture.load([(0.5, part), (0.5, part)]))
-        reading, _ = timed(lambda: samples(mixture.model, written.windows, reference))
+        reading, _ = timed(lambda: samples(mixture.model, some, reference))
     scale = SAMPLES / FEW
     lines = [
-        f"| step, of 135 M parameters on {torch.get_num_threads()} threads of a shared machine, "
+        f"| step, of 135 M parameters on {torch.get_num_threads()} cores of a shared machine, "
         f"{SAMPLES} samples of {TOKENS} tokens | seconds |",
         "|---|---:|",
-        f"| a model writes its text (timed on {FEW} samples, times {scale:g}) | "
-        f"{writing * scale:.0f} |",
-        f"| it reads that once (likewise) | {referring * scale:.0f} |",
+        f"| a model writes its text (one batch timed, times {SAMPLES / BATCH:g}) | "
+        f"{writing * SAMPLES / BATCH:.0f} |",
+        f"| it reads that once ({FEW} samples timed, times {scale:g}) | {referring * scale:.0f} |",
         f"| a part is merged, recall in float32 | {merging:.0f} |",
         f"| a candidate: the sum of two parts | {summing:.1f} |",
         f"| and reading the half that chooses, of {MODELS} models (likewise) | "

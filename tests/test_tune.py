@@ -120,6 +120,7 @@ def test_the_tuned_yaml_has_another_factor_and_says_why(tuned):
     assert text.startswith(f"# mergekit-yoyo tune\n# Better: lambda: {factor:g} (was 1): KL")
     assert f"Better: lambda: {factor:g} (was 1)" in run.stdout
     assert "more than noise" in run.stdout
+    assert "nearness to the models on text of their own. Real text may like" in run.stdout
     for label in ("linear", "tukey", "recall", "recall, base as anchor", "task_arithmetic at"):
         assert label in run.stdout
     assert "at most 40 candidates" in run.stderr
@@ -218,7 +219,7 @@ def test_text_of_the_users_own_is_measured_by_its_loss(tmp_path, written):
     assert not outcome.by_divergence
     assert list(outcome.given.values) == ["code", "prose"]
     assert outcome.measure == "loss, nats a token"
-    # against a literal reading of the same windows would be that of `samples`, tested elsewhere
+    assert "give it with --text" not in " ".join(outcome.sentences())
     assert 1.0 < outcome.given.figure.value < 3.0
     assert outcome.best.figure.value <= outcome.given.figure.value
 

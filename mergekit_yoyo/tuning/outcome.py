@@ -13,6 +13,10 @@ from mergekit_yoyo.tuning.recipe import Recipe
 from mergekit_yoyo.tuning.search import Line
 
 GIVEN, TUNED = "as given", "tuned"
+NEARNESS = (
+    "That is nearness to the models on text of their own. Real text may like another strength, "
+    "often a larger one: if you have some, give it with --text."
+)
 REMARK = 98  # characters of a line of the comment
 
 
@@ -72,6 +76,8 @@ class Outcome:
     def sentences(self) -> list[str]:
         """What was gained over the given YAML, and whether that is more than noise."""
         found = [self._verdict()]
+        if self.by_divergence and self.changes:
+            found.append(NEARNESS)
         if self.single is not None:
             found.append(
                 f"With one strength for all it is {self.single.figure}: several gain "
