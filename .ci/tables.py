@@ -9,6 +9,18 @@ from pathlib import Path
 
 import click
 
+COMMANDS_PAGE = """# Commands
+
+What `mergekit-yoyo COMMAND --help` says. Long work shows bars on a terminal, a few lines in a log.
+
+Your shell completes commands, options and paths after one line in its start-up file:
+
+```sh
+eval "$(_MERGEKIT_YOYO_COMPLETE=bash_source mergekit-yoyo)"  # ~/.bashrc
+eval "$(_MERGEKIT_YOYO_COMPLETE=zsh_source mergekit-yoyo)"   # ~/.zshrc
+_MERGEKIT_YOYO_COMPLETE=fish_source mergekit-yoyo | source   # ~/.config/fish/config.fish
+```
+"""
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 
 
@@ -66,7 +78,7 @@ def pages() -> dict[Path, str]:
     from mergekit_yoyo.cli import COMMANDS
 
     merging = DOCS / "merging.md"
-    commands = "# Commands\n\nWhat `mergekit-yoyo COMMAND --help` says.\n"
+    commands = COMMANDS_PAGE
     for name in COMMANDS:
         commands += f"\n## {name}\n\n{command_options(name)}\n"
     return {

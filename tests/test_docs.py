@@ -3,8 +3,12 @@
 import contextlib
 import importlib.util
 import io
+import os
 import re
 import shlex
+import subprocess
+import sys
+import sysconfig
 from pathlib import Path
 
 import click
@@ -95,6 +99,56 @@ def test_the_python_example_prints_what_it_says() -> None:
             exec(code, {})
         assert out.getvalue().splitlines() == said
         assert len(said) == 2
+
+
+@pytest.mark.slow
+def test_the_examples_from_python_print_what_they_say(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    monkeypatch.chdir(tmp_path)
+    line = ["mergekit_yoyo", "merge", "examples/quickstart.yml", "./merged", "--workers", "1"]
+    subprocess.run([sys.executable, "-m", *line], check=True, capture_output=True)
+    examples = blocks(ROOT / "docs" / "python.md", "python")
+    code = "".join(examples)
+    said = re.findall(r"^ *print\(.*\)  # (.*)$", code, flags=re.M)
+    assert len(said) == code.count("print(")
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        exec(code, {})
+    assert out.getvalue().splitlines() == said
+    assert "<html" in (tmp_path / "report.html").read_text()
+
+
+def test_what_is_public_is_listed_documented_and_there() -> None:
+    import mergekit_yoyo
+
+    listed = set(dir(mergekit_yoyo)) - {"__version__"}
+    assert listed == set(mergekit_yoyo.__all__)
+    assert all(getattr(mergekit_yoyo, name) is not None for name in listed)
+    package = ROOT / "mergekit_yoyo"
+    assert not any(
+        (package / name).exists() or (package / f"{name}.py").exists() for name in listed
+    )
+    with pytest.raises(AttributeError):
+        mergekit_yoyo.nothing  # noqa: B018
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_the_shell_completes_as_the_page_says(shell: str) -> None:
+    """click's own completion, by the variable that the page names."""
+    page = (ROOT / "docs" / "commands.md").read_text()
+    assert f"_MERGEKIT_YOYO_COMPLETE={shell}_source mergekit-yoyo" in page
+    words = {"COMP_WORDS": "mergekit-yoyo insp", "COMP_CWORD": "1" if shell != "fish" else "insp"}
+    run = subprocess.run(
+        [Path(sysconfig.get_path("scripts")) / "mergekit-yoyo"],
+        env=os.environ | words | {"_MERGEKIT_YOYO_COMPLETE": f"{shell}_complete"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "inspect" in run.stdout
+    assert "scores" not in run.stdout
 
 
 def test_the_yaml_shown_is_the_file() -> None:

@@ -34,25 +34,30 @@ RECORD = Place("the record of a merge", "a model folder")
 @click.argument("record", type=RECORD)
 @click.argument("other", required=False, type=RECORD)
 @click.option(
-    "--html",
+    "-o",
+    "--output",
+    "outputs",
+    multiple=True,
     type=click.Path(path_type=Path, dir_okay=False),
     metavar="FILE",
-    help="Write one self-contained page: heat maps, distances, all tensors; of two merges, what "
-    "changed.",
+    help="Write a .html file: one self-contained page with heat maps, distances, all tensors, or "
+    "what changed between two merges; or a .png file: the heat maps, for a model card. May be "
+    "given twice.",
 )
-@click.option(
-    "--png",
-    type=click.Path(path_type=Path, dir_okay=False),
-    metavar="FILE",
-    help="Write the heat maps, for a model card: of the weights, or of what changed.",
-)
+@click.option("--html", type=click.Path(path_type=Path, dir_okay=False), hidden=True)
+@click.option("--png", type=click.Path(path_type=Path, dir_okay=False), hidden=True)
 @click.option(
     "--stretch",
     is_flag=True,
     help="Let colors span the weights that there are, not 0 to 1; the legend says so.",
 )
 def command(
-    record: Path, other: Path | None, html: Path | None, png: Path | None, stretch: bool
+    record: Path,
+    other: Path | None,
+    outputs: tuple[Path, ...],
+    html: Path | None,
+    png: Path | None,
+    stretch: bool,
 ) -> None:
     """What a merge did, from the RECORD that `parameters: {report: FILE}` in its YAML leaves.
 
@@ -62,9 +67,11 @@ def command(
     \b
     Examples:
       mergekit-yoyo report ./merged
-      mergekit-yoyo report ./merged-report.jsonl --html report.html --png map.png
-      mergekit-yoyo report A.jsonl B.jsonl --html changes.html
+      mergekit-yoyo report ./merged-report.jsonl -o report.html -o map.png
+      mergekit-yoyo report A.jsonl B.jsonl -o changes.html
     """
+    html = _of_suffix(outputs, ".html", html)
+    png = _of_suffix(outputs, ".png", png)
     _check_outputs(html, png)
     read = [_read(path) for path in (record, other) if path]
     for option, out in (("--html", html), ("--png", png)):
@@ -93,6 +100,21 @@ def command(
     width = None if console.is_terminal else _PIPED_WIDTH
     console.print(shown, soft_wrap=False, width=width)
     _write(draw)
+
+
+def _of_suffix(outputs: tuple[Path, ...], suffix: str, given: Path | None) -> Path | None:
+    """The one output of a kind, given with `--output` or with the earlier option of its own.
+
+    Raises:
+        YoyoError: there are two, or one of no kind.
+    """
+    for output in outputs:
+        if output.suffix not in (".html", ".png"):
+            raise YoyoError(f"--output {output}: expected a .html or .png file.")
+    found = [output for output in outputs if output.suffix == suffix]
+    if len(found) + (given is not None) > 1:
+        raise YoyoError(f"--output {found[-1]}: give one {suffix} file.")
+    return found[0] if found else given
 
 
 def _check_outputs(html: Path | None, png: Path | None) -> None:
