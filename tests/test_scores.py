@@ -697,6 +697,22 @@ def test_the_road_of_results_takes_their_quantization(tmp_path):
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["bfloat16", "q4"]
 
 
+def test_what_all_versions_are_called_stands_in_the_title(tmp_path):
+    file = tmp_path / "t.md"
+    names = ("Qwen3-30B-YOYO-V4-q8", "Qwen3-30B-YOYO-V5-q8")
+    file.write_text(
+        "| m | a | b | c | d | e |\n"
+        + "|-" * 6
+        + "|\n"
+        + "".join(f"| {name} |" + " 0.5 |" * 5 + "\n" for name in names)
+    )
+    figure = draw_road(build_table(read_results([file])))
+    assert figure.get_suptitle() == "Qwen3-30B-YOYO: the road from V4 to V5"
+    assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == ["V4", "V5"]
+    lines = [round(axis.get_subplotspec().rowspan.start) for axis in figure.axes]
+    assert lines == [0, 0, 0, 1, 1, 0]  # five tasks as three and two, and the mean
+
+
 CARD = """\
 ---
 license: apache-2.0

@@ -125,6 +125,7 @@ def command(
     Examples:
       mergekit-yoyo evaluate ./merged ./merged-mlx
       mergekit-yoyo evaluate ./merged --tasks boolq --limit 50 -o quick-look
+      mergekit-yoyo evaluate ./q4 --tasks none --text code=a.py --against ./merged
     """
     from mergekit_yoyo.evaluation import EvaluationSettings, Measuring, evaluate
     from mergekit_yoyo.text import parse_texts

@@ -118,6 +118,7 @@ def command(
     Examples:
       mergekit-yoyo scores scores/* -o scores.md -o scores.png
       mergekit-yoyo scores scores/* --compare merged merged-mlx
+      mergekit-yoyo scores examples/published-scores.md --road road.png
     """
     if road and road.suffix != ".png":
         raise YoyoError(f"--road {road}: expected a .png file.")

@@ -25,7 +25,7 @@ Z_95 = 1.959964  # standard deviations of a normal error within which 95 % lie
 INK, QUIET, FAINT, MEAN_GROUND = "#333333", "#777777", "#e4e4e4", "#f3f1ea"
 _DPI = 160
 _LETTERS_PER_INCH = 15  # of the footer
-_PANELS_PER_LINE = 4
+_MOST_ACROSS = 4  # panels in a line
 _MARGIN = 0.06  # of a scale, beyond the outermost interval
 _LEAST_SPAN = 0.02  # of shares: less is noise
 
@@ -114,7 +114,7 @@ def draw_grid(
         raise YoyoError(f"a PNG needs matplotlib: {install_line('report')}") from error
     tasks = [panel for panel in panels if not panel.apart]
     apart = len(panels) - len(tasks)
-    across = min(len(tasks), _PANELS_PER_LINE)
+    across = _across(panels)
     lines = -(-len(tasks) // across)
     width = left_inches + panel_inches[0] * (across + 1.12 * apart)
     broken = [part for line in footer for part in wrap(line, int(_LETTERS_PER_INCH * width))]
@@ -151,9 +151,16 @@ def draw_grid(
     return figure, axes
 
 
-def is_first_of_line(number: int, panel: Panel) -> bool:
-    """Whether the panel stands at the left, where labels do."""
-    return number % _PANELS_PER_LINE == 0 and not panel.apart
+def _across(panels: Sequence[Panel]) -> int:
+    """How many panels stand in a line, so that lines are about as long."""
+    tasks = sum(not panel.apart for panel in panels)
+    lines = -(-tasks // _MOST_ACROSS)
+    return -(-tasks // lines)
+
+
+def is_first_of_line(number: int, panels: Sequence[Panel]) -> bool:
+    """Whether a panel stands at the left, where labels do."""
+    return number % _across(panels) == 0 and not panels[number].apart
 
 
 def scale_note(panels: Sequence[Panel], limits: Sequence[tuple[float, float]]) -> str:

@@ -59,7 +59,7 @@ def draw_table(table: Table) -> "Figure":
         axis.grid(axis="x", color=FAINT, linewidth=0.8)
         axis.xaxis.set_major_locator(MaxNLocator(3))
         axis.spines["left"].set_visible(False)
-        axis.tick_params(axis="y", length=0, labelleft=is_first_of_line(number, panel))
+        axis.tick_params(axis="y", length=0, labelleft=is_first_of_line(number, panels))
         for position, cell in zip(positions, panel.cells, strict=True):
             if cell is None:
                 continue

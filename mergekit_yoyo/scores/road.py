@@ -7,7 +7,7 @@ what its result records of the quantization.
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, takewhile
 from typing import TYPE_CHECKING
 
 from mergekit_yoyo.errors import YoyoError
@@ -90,11 +90,13 @@ def draw_road(table: Table) -> "Figure":
     footer = [f"Warning: {warning}" for warning in table.warnings]
     footer += ["bar: 95 % interval; dashed: a version without this quantization lies between"]
     footer += [scale_note(panels, limits), *table.setup_notes]
+    family, labels = _labels(versions)
+    longest = max(map(len, labels))
     figure, axes = draw_grid(
         panels,
-        title=f"The road from {versions[0]} to {versions[-1]}",
+        title=f"{f'{family}: the' if family else 'The'} road from {labels[0]} to {labels[-1]}",
         footer=footer,
-        panel_inches=(max(2.0, 0.5 + 0.5 * len(versions)), 2.3),
+        panel_inches=(max(2.0, 0.5 + (0.3 + 0.065 * longest) * len(versions)), 2.3),
         left_inches=0.5,
         share="x",
     )
@@ -115,9 +117,9 @@ def draw_road(table: Table) -> "Figure":
                     ends = panel.interval(cell)
                     axis.vlines(place + shift, *ends, color=color, linewidth=1, alpha=0.55)
             _draw_line(axis, {p: c.value for p, c in points.items()}, shift, color, marker)
-        if is_first_of_line(number, panel):
+        if is_first_of_line(number, panels):
             axis.set_ylabel("score", fontsize=8, color=QUIET)
-    axes[0].set_xticks(range(len(versions)), versions)
+    axes[0].set_xticks(range(len(versions)), labels)
     axes[0].set_xlim(-0.45, len(versions) - 0.55)
     handles = [
         axes[0].plot([], [], color=_color(order), marker=_marker(order), markersize=5)[0]
@@ -132,6 +134,14 @@ def draw_road(table: Table) -> "Figure":
         fontsize=8.5,
     )
     return figure
+
+
+def _labels(versions: list[str]) -> tuple[str, list[str]]:
+    """What the names of all versions begin with, up to a hyphen or the like, and the rests."""
+    alike = takewhile(lambda letters: len(set(letters)) == 1, zip(*versions, strict=False))
+    common = re.match(r".*[-_. ]", "".join(letters[0] for letters in alike))
+    length = common.end() if common else 0
+    return versions[0][:length].rstrip("-_. "), [version[length:] for version in versions]
 
 
 def _draw_line(
