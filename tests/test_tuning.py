@@ -394,7 +394,7 @@ def test_options_that_are_not_one_number_stay(tmp_path):
         parameters={"consensus": "recall", "recall_strength": [1.0, 2.0], "ridge": 1.0},
     )
     keys, notes = recipe.knobs()
-    assert set(keys) == {"consensus", "ridge"}
+    assert set(keys) == {"consensus", "ridge", "weight[0]", "weight[1]", "weight[2]"}
     assert notes == ["recall_strength stays as it is: the YAML has filters or a gradient for it"]
     with pytest.raises(YoyoError, match=r"nothing to tune here \(recall_strength stays as it is"):
         recipe.knobs(["recall_strength"])

@@ -16,7 +16,7 @@ from mergekit_yoyo.tuning.measured import Figure, Measured
 STEPS = 10  # of a range, at first
 GROWTH = 1.6
 REFINEMENTS = 3
-CLOSE = 0.02  # of a range: what is nearer is the same
+CLOSE = 0.01  # of a range: what is nearer is the same
 DRAWS = 200
 ROUNDS = 2
 OVER_SEVERAL = 12  # candidates for each of several options moved at once, at most
