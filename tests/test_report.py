@@ -559,6 +559,21 @@ def test_distances_that_changed_are_compared_by_kind_and_layer(tmp_path):
     assert "report:" not in shown
 
 
+def test_yamls_are_compared_line_by_line_up_to_a_length(tmp_path):
+    """Records may come from anywhere; no two YAMLs keep the report busy for long."""
+    lines = small_lines(MODELS[:3], layers=1)
+    records = {}
+    for name, step, count in (("a", 1, 5), ("b", 2, 5), ("long", 1, 60_000)):
+        yaml = "".join(f"{step * i}\n" for i in range(count))
+        head = header(MODELS[:3], yaml=yaml)
+        records[name] = read_record(write_record(tmp_path / name, head, lines))
+    compared = compare_records(records["a"], records["b"]).yaml
+    assert compared == ["  0", "- 1", "  2", "- 3", "  4", "+ 6", "+ 8"]
+    assert compare_records(records["a"], records["a"]).yaml == [f"  {i}" for i in range(5)]
+    (said,) = compare_records(records["a"], records["long"]).yaml
+    assert said == "  5 lines in A and 60,000 in B: too many to compare"
+
+
 def test_two_records_are_drawn_too(tmp_path):
     a, b = moved_apart(tmp_path)
     page, picture = tmp_path / "changes.html", tmp_path / "changes.png"

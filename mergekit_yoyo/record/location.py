@@ -1,6 +1,7 @@
 """Where the record of a merge lies: its YAML says so, and the merge may have moved meanwhile."""
 
 import re
+from contextlib import suppress
 from pathlib import Path
 
 from mergekit_yoyo.errors import YoyoError
@@ -11,7 +12,9 @@ from mergekit_yoyo.record.reading import Record, read_record
 def places_of(report: str, merge: Path) -> list[Path]:
     """Where to look for the record that a YAML calls `report`: there as seen from here and from the
     folder that the merge is in, and within the merge. In this order, each once."""
-    path = Path(report).expanduser()
+    path = Path(report)
+    with suppress(RuntimeError):  # the home of nobody
+        path = path.expanduser()
     return list(dict.fromkeys([path, merge.parent / path, merge / path.name]))
 
 

@@ -3,10 +3,12 @@
 from collections import Counter
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
-from difflib import ndiff
+from difflib import unified_diff
 
 from mergekit_yoyo.record.reading import Record
 from mergekit_yoyo.record.schema import Scalar
+
+_MOST_LINES = 3000  # of a YAML; comparing takes the square of them
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,12 @@ def yaml_difference(a: Record, b: Record) -> list[str]:
     one, other = (_lines(record.header.yaml or "") for record in (a, b))
     if not (one and other):
         return []
-    return [line for line in ndiff(one, other) if not line.startswith("?")]
+    if max(len(one), len(other)) > _MOST_LINES:
+        return [f"  {len(one):,} lines in A and {len(other):,} in B: too many to compare"]
+    if one == other:
+        return [f"  {line}" for line in one]
+    _, _, _, *lines = unified_diff(one, other, n=len(one), lineterm="")  # heads, and all lines
+    return [f"{line[0]} {line[1:]}" for line in lines]
 
 
 def _lines(yaml: str) -> list[str]:
