@@ -4,7 +4,7 @@
 
 evaluates two experts with `evaluate` on the two tasks in `examples/tasks`, exports one to MLX at
 several widths, measures all of them on a held-out text, and renders the table. Speed and memory are
-left out: models this small say nothing of them.
+left out: models this small say nothing of them. With --folder it goes on where it was stopped.
 """
 
 import os
@@ -21,14 +21,19 @@ from mergekit_yoyo.terminal import TerminalProgress
 
 ROOT = Path(__file__).resolve().parent.parent
 EXPERTS = ROOT / "examples" / "experts"
-RECIPES = ("q8", "qx86-hi", "q4", "mxfp4")
+RECIPES = ("q8", "qx86-hi", "q4")
 TASKS = ("german_word", "python_word")
 COLUMNS = [*TASKS, "perplexity", "kl", "top1", "size", "bits"]
 
 
 @click.command(help="Prints the table of the example tasks.")
+@click.option(
+    "--folder",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Keep exports and results here.  [default: a temporary folder]",
+)
 @write_option
-def main(write: bool) -> None:
+def main(folder: Path | None, write: bool) -> None:
     os.chdir(ROOT)  # where the tasks look for their data
     measuring = Measuring(
         {"german": ROOT / "examples" / "held_out" / "german.txt"},
@@ -41,15 +46,17 @@ def main(write: bool) -> None:
     )
     exports = EvaluationSettings(tasks=(), device="cpu", measuring=measuring)
     with tempfile.TemporaryDirectory() as scratch, TerminalProgress() as progress:
-        out, models = Path(scratch) / "scores", []
-        for recipe in RECIPES:
-            models.append(str(Path(scratch) / f"german-{recipe}"))
-            progress.say(f"exporting {models[-1]}")
-            export_model(EXPERTS / "german", Path(models[-1]), recipe)
+        place = (folder or Path(scratch)).resolve()
+        out = place / "scores"
+        models = [place / f"german-{recipe}" for recipe in RECIPES]
+        for model, recipe in zip(models, RECIPES, strict=True):
+            if not model.exists():
+                progress.say(f"exporting {model.name}")
+                export_model(EXPERTS / "german", model, recipe)
         names = [str(EXPERTS / name) for name in ("code", "german")]
         files = evaluate(names, out, experts, progress=progress)
         # mlx reads some hundred tokens a second on a CPU: no tasks for these
-        files += evaluate(models, out, exports, progress=progress)
+        files += evaluate([str(model) for model in models], out, exports, progress=progress)
         table = build_table(read_results(files), COLUMNS)
     show(render_markdown(table).rstrip(), "scores.md", "example-scores", write=write)
 

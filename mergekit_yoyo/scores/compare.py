@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mergekit_yoyo.errors import YoyoError
+from mergekit_yoyo.scores.columns import Column, choose_columns, narrow, split_names
 from mergekit_yoyo.scores.comparability import find_warnings
 from mergekit_yoyo.scores.measures import choose_measures, measure_difference, measure_warnings
 from mergekit_yoyo.scores.quantities import MeasureColumn
@@ -18,7 +19,7 @@ from mergekit_yoyo.scores.statistics import (
     mean_difference,
     read_samples,
 )
-from mergekit_yoyo.scores.table import Column, averaged, choose_columns, narrow, split_names
+from mergekit_yoyo.scores.table import averaged
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,10 @@ from rich.console import Group, RenderableType
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from mergekit_yoyo.scores.columns import Column
 from mergekit_yoyo.scores.compare import ScoreComparison
 from mergekit_yoyo.scores.statistics import Difference
-from mergekit_yoyo.scores.table import Cell, Column, Table
+from mergekit_yoyo.scores.table import Cell, Table
 
 _LEGEND = "± standard error; {mark} best of its column: leads every other row beyond 95 %"
 _P_VALUE = (
