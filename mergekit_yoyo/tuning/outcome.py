@@ -107,8 +107,8 @@ class Outcome:
             return f"Better: {', '.join(self.changes)}: {numbers}, more than noise."
         return (
             f"The YAML stays as it is: the best of {self.candidates} candidates "
-            f"({', '.join(self.changes)}) gains nothing beyond noise: {numbers}, within "
-            f"{SURE:g} standard errors."
+            f"({', '.join(self.changes)}) gains nothing beyond noise: {numbers}, which "
+            f"is not above {SURE:g} standard errors."
         )
 
     def _best_landmark(self) -> str | None:
