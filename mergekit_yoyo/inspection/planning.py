@@ -23,7 +23,7 @@ from mergekit.plan import MergePlanner
 from pydantic import BaseModel, ValidationError
 
 from mergekit_yoyo.algorithm.consensuses import without_effect
-from mergekit_yoyo.errors import YoyoError
+from mergekit_yoyo.errors import YoyoError, explain_invalid
 from mergekit_yoyo.inspection.inputs import Input
 from mergekit_yoyo.inspection.located import Located
 from mergekit_yoyo.inspection.modules import as_modules
@@ -101,8 +101,7 @@ def plan_merge(
         with watching(config.merge_method):
             targets = planner.plan_to_disk("unwritten")
     except ValidationError as wrong:
-        reasons = "; ".join(str(detail["msg"]) for detail in wrong.errors())
-        raise YoyoError(REFUSED + reasons) from None
+        raise YoyoError(REFUSED + explain_invalid(wrong, None)) from None
     except Exception as wrong:  # of any kind: methods and architectures have their own checks
         if "must use modules:" in str(wrong):
             written = as_modules(merge_yaml, architecture, settings)

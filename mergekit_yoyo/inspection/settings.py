@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Union, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from mergekit_yoyo.errors import close_to, nearest
+from mergekit_yoyo.errors import close_to, explain_invalid, nearest
 from mergekit_yoyo.inspection.remark import Remark, error, some, warning
 from mergekit_yoyo.model.merge_yaml import MergeYaml
 from mergekit_yoyo.outside import load_yaml
@@ -166,7 +166,7 @@ def _check_parameter(method: "MergeMethod", setting: Setting) -> Iterator[Remark
         try:
             known[name].validate(scalar)
         except ValidationError as wrong:
-            what = wrong.errors()[0]["msg"]
+            what = explain_invalid(wrong, scalar)
             yield error(f"{place}: {name}: {what}; got {scalar!r}.")
         except Exception as wrong:  # validators of any method
             yield error(f"{place}: {wrong}")
