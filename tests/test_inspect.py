@@ -114,6 +114,11 @@ CASES = {
         "error",
         ("models[0]: ", "key weight", "belongs under `parameters:` of this model"),
     ),
+    "weight at the top level": Case(
+        linear(ABC, "weight: 1\n"),
+        "error",
+        ("top level: ", "key weight", "belongs under `parameters:` of each model"),
+    ),
     "option of other methods": Case(
         recipe(ABC, density=0.5),
         "error",

@@ -61,6 +61,7 @@ CASES: list[tuple[Sequence[str], str]] = [
             ("scores", "this is a folder of results. `mergekit-yoyo scores scores` shows them."),
         )
     ),
+    (["finish", "merged", "--donor", "merge.yml"], f"expected a model folder; {YAML}"),
     (["finish", "mlx"], "this is an MLX model. Finish the merge that it was made of, then convert"),
     (["mlx", "mlx", "out", "--quant", "q8"], "this is an MLX model. Start from the model that it"),
     # a record is expected
@@ -127,12 +128,31 @@ def test_the_output_has_one_name(name: str) -> None:
     found = main.get_command(main.make_context("main", [name]), name)
     assert found is not None
     names = {name: option for option in found.params for name in option.opts}
-    if name != "report":
-        assert names["--output"] is names["-o"]
+    assert names["--output"] is names["-o"]
     text = CliRunner().invoke(main, [name, "--help"]).output
     assert "--out " not in text  # the earlier name, which goes on working:
     if name in ("tune", "evaluate", "scores"):
         assert names["--out"] is names["--output"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["inspect", "merge.yml", "-o", "r.jsonl"], "'-o' / '--output': Directory 'r.jsonl' is a"),
+        (["tune", "merge.yml", "-o", "model"], "'-o' / '--output': File 'model' is a directory"),
+        (["evaluate", "model", "--out", "r.jsonl"], "'-o' / '--output': Directory 'r.jsonl' is a"),
+        (["report", "r.jsonl", "-o", "model"], "'-o' / '--output': File 'model' is a directory"),
+        (["report", "r.jsonl", "-o", "a.pdf"], "--output a.pdf: expected a .html or .png file."),
+        (["report", "r.jsonl", "-o", "a.png", "--png", "b.png"], "a.png: give one .png file."),
+    ],
+)
+def test_an_output_of_another_kind(
+    place: Path, monkeypatch: pytest.MonkeyPatch, arguments: Sequence[str], said: str
+) -> None:
+    monkeypatch.chdir(place)
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 2
+    assert said in result.output
 
 
 def test_the_output_is_given_once(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,8 +6,8 @@ def command(merge_yaml: Path) -> None: ...
 """
 
 import logging
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -125,8 +125,18 @@ class Renamed(click.Option):
 
     def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
         """The names of today, and the text."""
+        with self._names_of_today():
+            return super().get_help_record(ctx)
+
+    def get_error_hint(self, ctx: click.Context | None) -> str:
+        """The names of today, for an error about its value."""
+        with self._names_of_today():
+            return super().get_error_hint(ctx)
+
+    @contextmanager
+    def _names_of_today(self) -> Iterator[None]:
         names, self.opts = self.opts, [name for name in self.opts if name not in self.old]
         try:
-            return super().get_help_record(ctx)
+            yield
         finally:
             self.opts = names

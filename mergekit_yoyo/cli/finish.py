@@ -33,6 +33,7 @@ NOT_MLX: dict[Kind, str] = {
 @click.option(
     "--donor",
     metavar="PATH_OR_REPO",
+    type=Place("a model folder", path_type=str),
     help="The model to look like.  [default: base_model, else the input whose files MERGE has]",
 )
 @click.option(

@@ -17,7 +17,7 @@ from mergekit_yoyo.terminal import stderr_console, stdout_console
 @click.option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path),
+    type=click.Path(path_type=Path, file_okay=False),
     default=Path(),
     metavar="FOLDER",
     help="Where the merge will be written: its disk is asked for space.  [default: here]",

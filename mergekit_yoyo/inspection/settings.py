@@ -79,7 +79,8 @@ def _belongs(key: str, place: str, method: "MergeMethod | None") -> str | None:
         on_model = place.rpartition(".")[2].startswith(("models[", "sources["))
         if on_model and specs[key].scope == ParameterScope.SHARED:
             return f"It belongs under `parameters:` of the merge: `parameters: {{{key}: ...}}`."
-        whose = "this model" if on_model else f"`{place}`" if place else "the merge"
+        of_models = specs[key].scope != ParameterScope.SHARED
+        whose = "this model" if on_model else "each model" if of_models else place or "the merge"
         return f"It belongs under `parameters:` of {whose}: `parameters: {{{key}: ...}}`."
     return _place_of(key, None, place)
 
