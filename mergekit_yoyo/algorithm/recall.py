@@ -255,7 +255,7 @@ def prior_factor(weights: Array, alpha: float | str) -> Array:
     """[B] alpha of step 3 around an anchor; for `auto` 2 / K, at most 1, K the effective number.
 
     Twice the mean of the differences: near the best factor of task arithmetic for 3 to 5 models
-    (benchmarks/recall_strength.py), and all of a single one.
+    (benchmarks/recall_settings.py), and all of a single one.
 
     weights: [B, K] of the inputs that are not rejected and differ from the anchor.
     """
