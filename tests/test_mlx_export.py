@@ -407,13 +407,15 @@ def test_a_shorter_context_stands_in_config_card_and_output(merged, tmp_path):
 def test_the_card_says_what_the_recipe_really_is(merged):
     changes = {"period": 3, "offset": 1, "projections": ("[vo]_proj",), "modules": {"down": 3}}
     sentence = _deckard(parse_recipe("qx86").changed(**changes))
-    assert (
-        "once in every 3 layers from layer 1, the attention projections (`[vo]_proj`)" in sentence
-    )
+    assert "once in 3 layers of a kind from number 1, the attention" in sentence
+    assert "attention projections (`[vo]_proj`)" in sentence
     assert "; modules `down` at 3 bits; groups of 64" in sentence
     assert "these projections and layers were chosen for this export" in sentence
-    sentence = _deckard(parse_recipe("qx86x-hi"))
-    assert "once in every 4 layers from layer 0, the attention projections (all)" in sentence
+    whole = _deckard(parse_recipe("qx86"))
+    assert "embeddings, head, routers and the attention projections (all) at 8 bits" in whole
+    assert "layers are mergekit-yoyo's own definition" in whole
+    sentence = _deckard(parse_recipe("qx86p4x-hi"))
+    assert "once in 4 layers of a kind from number 0, the attention projections (all)" in sentence
     assert "the first 1 layer(s) wholly so; groups of 32" in sentence
     assert "layers are mergekit-yoyo's own definition" in sentence
     assert "attention" not in _deckard(parse_recipe("qx86").changed(period=0))

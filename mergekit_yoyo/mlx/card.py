@@ -152,11 +152,10 @@ def _deckard(recipe: Recipe) -> str:
     if recipe.period:
         patterns = " ".join(f"`{pattern}`" for pattern in recipe.projections)
         chosen = "all" if recipe.projections == (".*",) else patterns
-        layers = "every layer" if recipe.period == 1 else f"every {recipe.period} layers"
-        high = (
-            f"embeddings, head, routers and, once in {layers} from layer {recipe.offset}, the "
-            f"attention projections ({chosen})"
-        )
+        which = ""
+        if recipe.period > 1:
+            which = f", once in {recipe.period} layers of a kind from number {recipe.offset},"
+        high = f"embeddings, head, routers and{which} the attention projections ({chosen})"
     parts = [f"Data at {recipe.bits_low} bits", f"{high} at {recipe.bits_high} bits"]
     if recipe.first_layers:
         parts.append(f"the first {recipe.first_layers} layer(s) wholly so")
@@ -164,7 +163,7 @@ def _deckard(recipe: Recipe) -> str:
         f"modules `{pattern}` " + (f"at {bits} bits" if bits else "not quantized")
         for pattern, bits in recipe.modules.items()
     ]
-    defaults = (recipe.period, recipe.offset, recipe.projections) == (4, 0, (".*",))
+    defaults = recipe.period in (1, 4) and (recipe.offset, recipe.projections) == (0, (".*",))
     chosen_by = "are mergekit-yoyo's own definition" if defaults else "were chosen for this export"
     return (
         f"{'; '.join(parts)}; groups of {recipe.group_size}. The idea is the published one of the "

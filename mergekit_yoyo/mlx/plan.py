@@ -176,6 +176,7 @@ def plan_model(model: nn.Module, recipe: Recipe, *, carried_bytes: int = 0) -> P
     protect = getattr(model, "quant_predicate", None)
     casts = _cast_predicate(model)
     modules = _modules(model)
+    ordinals = _ordinals([path for path, _, _ in modules])
     tied = not any(_kind(path, module) == "head" for path, module, _ in modules)
     placements = []
     for path, module, arrays in modules:
@@ -188,7 +189,7 @@ def plan_model(model: nn.Module, recipe: Recipe, *, carried_bytes: int = 0) -> P
         group_size: int | None = None
         mode, note = str(recipe.mode), ""
         if hasattr(module, "to_quantized") and recipe.quantizes:
-            bits = _wanted_bits(path, kind, recipe)
+            bits = _wanted_bits(path, kind, recipe, ordinals)
             bits, wanted_group, mode, note = _protected(path, module, bits, recipe, protect)
             if bits is not None:
                 group_size, note = _dividing(arrays["weight"].shape[-1], wanted_group, mode, note)
@@ -207,8 +208,10 @@ def plan_model(model: nn.Module, recipe: Recipe, *, carried_bytes: int = 0) -> P
     return Plan(recipe, tuple(placements), largest, carried_bytes, _cache_bytes(model))
 
 
-def _wanted_bits(path: str, kind: str, recipe: Recipe) -> int | None:
-    """What the recipe alone gives a module; None: not quantized."""
+def _wanted_bits(
+    path: str, kind: str, recipe: Recipe, ordinals: dict[tuple[str, int], int]
+) -> int | None:
+    """What the recipe alone gives a module; None: not quantized. ordinals: of `_ordinals`."""
     for pattern, bits in reversed(recipe.modules.items()):
         if re.search(pattern, path):
             return bits or None
@@ -219,7 +222,8 @@ def _wanted_bits(path: str, kind: str, recipe: Recipe) -> int | None:
     if kind == "attention" and layer is not None and recipe.period:
         projection = path.rpartition(".")[2]
         chosen = any(re.fullmatch(pattern, projection) for pattern in recipe.projections)
-        high |= chosen and layer % recipe.period == recipe.offset % recipe.period
+        nth = ordinals[_attention(path), layer]
+        high |= chosen and nth % recipe.period == recipe.offset % recipe.period
     return recipe.bits_high if high else recipe.bits_low
 
 
@@ -282,6 +286,20 @@ def _kind(path: str, module: nn.Module) -> str:
     if any(ATTENTION.search(part) for part in parts):
         return "attention"
     return "experts" if module.weight.ndim == 3 else "mlp"
+
+
+def _attention(path: str) -> str:
+    """What the attention block in a path is called: `self_attn`, `linear_attn`."""
+    return next((part for part in path.split(".") if ATTENTION.search(part)), "")
+
+
+def _ordinals(paths: list[str]) -> dict[tuple[str, int], int]:
+    """Of each attention block (its name, its layer) how many of its kind lie below it."""
+    blocks = {(_attention(p), layer) for p in paths if (layer := _layer(p)) is not None}
+    return {
+        (name, layer): sum(name == other and below < layer for other, below in blocks)
+        for name, layer in blocks
+    }
 
 
 def _layer(path: str) -> int | None:
