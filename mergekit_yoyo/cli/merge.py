@@ -139,8 +139,8 @@ def command(
         )
     for text in dict.fromkeys(notes):
         note(f"note: {text}")
-    if not is_quiet():
-        click.echo(f"{target}: {merged}. To publish it:\n\n  {upload_command(target)}")
+    publish = "" if is_quiet() else f" To publish it:\n\n  {upload_command(target)}"
+    click.echo(f"{target}: {merged}.{publish}")
 
 
 def _look(file: Path, target: Path, progress: Progress, *, force: bool) -> None:
