@@ -64,9 +64,14 @@ class Reader:
 
     @cached_property
     def sources(self) -> Sources | None:
-        """None where transformers does not have the class; then only names say what is what."""
+        """None where transformers does not have the class; then only names say what is what.
+
+        Raises:
+            YoyoError: its config cannot be read.
+        """
+        config = self.config  # a file that cannot be read is not a class that is not known
         try:
-            return Sources(self.config, self.names)
+            return Sources(config, self.names)
         except Exception as error:  # of any kind: custom classes fail in their own ways
             LOG.warning("%s: packed or renamed tensors are not looked up: %s", self.model, error)
             return None
