@@ -16,6 +16,7 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, get_args
 
+from mlx_lm.models.base import BaseModelArgs
 from mlx_lm.utils import (
     MODEL_REMAPPING,
     _get_classes,  # what load_model itself uses
@@ -24,6 +25,9 @@ from mlx_lm.utils import (
 
 from mergekit_yoyo.errors import YoyoError
 from mergekit_yoyo.mlx.rope import LOCAL_ROPE_KEYS, MISSING, PARTIAL_FIELDS, RopeView
+
+# what mlx-lm's models are told and transformers' do without a key, where a comparison confirms it
+COMPUTED = {"norm_topk_prob": True}
 
 
 @dataclass(frozen=True)
@@ -83,10 +87,19 @@ def declared_config(folder: Path) -> Any | None:
 
 def bridge_config(raw: Mapping[str, Any], declared: Any, *, context: int | None = None) -> Bridge:
     """As `bridge_folder`, from the parsed `config.json` and its transformers config object."""
-    model_class, args_class = model_classes(raw)
+    return _bridge(raw, declared, *model_classes(raw), context)
+
+
+def _bridge(
+    raw: Mapping[str, Any],
+    declared: Any,
+    model_class: type,
+    args_class: type,
+    context: int | None,
+) -> Bridge:
     config, doubts = dict(raw), list[str]()
     if declared is not None:
-        config |= _bridged_fields(args_class, raw, declared, context, doubts)
+        config |= _bridged_fields(model_class, args_class, raw, declared, context, doubts)
         rope = RopeView.of(declared, context or 2**62)
         # Scaling rules are computed from the length, so that it can be lowered without them only.
         if context and (rope is None or rope.kind == "default"):
@@ -99,6 +112,10 @@ def bridge_config(raw: Mapping[str, Any], declared: Any, *, context: int | None 
         if name not in config and parameter.default is parameter.empty
     ]
     config |= {name: None for name in missing if not _reads(args_class, name)}
+    for name, value in COMPUTED.items():
+        if name in missing and name not in config:
+            config[name] = value
+            doubts.append(f"{name}, which transformers computes and has no key for")
     missing = [name for name in missing if name not in config]
     if missing:
         raise YoyoError(
@@ -133,8 +150,65 @@ def model_classes(config: Mapping[str, Any]) -> tuple[type, type]:
     return model_class, args_class
 
 
+class _HeardError(Exception):
+    """Some class of mlx-lm was given the marked part of a config."""
+
+
+def _args_class_of_part(
+    model_class: type, args_class: type, raw: Mapping[str, Any], name: str
+) -> type | None:
+    """The `ModelArgs` that mlx-lm's model makes of one part of its config: built, and overheard.
+
+    None if nobody asks for the part while the model is built.
+    """
+    part = dict(raw.get(name) or {})
+    whole = {**raw, name: part}
+    original = BaseModelArgs.__dict__["from_dict"]
+
+    def overhear(cls: type, params: Any) -> Any:
+        if params is part:
+            raise _HeardError(cls)
+        return original.__func__(cls, params)
+
+    BaseModelArgs.from_dict = classmethod(overhear)
+    try:
+        model_class(args_class.from_dict(whole))  # type: ignore[attr-defined]
+    except _HeardError as heard:
+        found: type = heard.args[0]
+        return found
+    except Exception:  # of any kind: a model that cannot be built says so when it is
+        return None
+    finally:
+        BaseModelArgs.from_dict = original
+    return None
+
+
+def _bridged_part(
+    model_class: type,
+    args_class: type,
+    raw: Mapping[str, Any],
+    declared: Any,
+    context: int | None,
+) -> Bridge | None:
+    """The bridge of `text_config`: for the class that reads it, else by its own model type."""
+    inner = dict(raw.get("text_config") or {})
+    inner.setdefault("model_type", declared.model_type)
+    part_class = _args_class_of_part(model_class, args_class, raw, "text_config")
+    if part_class is not None:
+        return _bridge(inner, declared, model_class, part_class, context)
+    try:
+        return bridge_config(inner, declared, context=context)
+    except YoyoError:  # a part that mlx-lm builds by classes of its own
+        return None
+
+
 def _bridged_fields(
-    args_class: type, raw: Mapping[str, Any], declared: Any, context: int | None, doubts: list[str]
+    model_class: type,
+    args_class: type,
+    raw: Mapping[str, Any],
+    declared: Any,
+    context: int | None,
+    doubts: list[str],
 ) -> dict[str, Any]:
     """The value of each `ModelArgs` field that the transformers config can answer for."""
     context = min(context or 2**62, getattr(declared, "max_position_embeddings", None) or 2**62)
@@ -154,12 +228,9 @@ def _bridged_fields(
         if name == "layer_types" and value:
             value = _spoken_layer_types(value, args_class)
         if name == "text_config":
-            inner = dict(raw.get(name) or {})
-            inner.setdefault("model_type", value.model_type)
-            try:
-                bridged = bridge_config(inner, value, context=context)
-            except YoyoError:  # a part that mlx-lm builds by classes of its own
-                value = inner
+            bridged = _bridged_part(model_class, args_class, raw, value, context)
+            if bridged is None:
+                value = {"model_type": value.model_type, **(raw.get(name) or {})}
             else:
                 value = bridged.config
                 doubts += bridged.doubts

@@ -2,12 +2,13 @@
 
 import shutil
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 import mlx.nn as nn
+from mlx.utils import tree_flatten
 from mlx_lm.utils import load_model
 
 from mergekit_yoyo.errors import YoyoError
@@ -45,10 +46,16 @@ def load_lazily(folder: Path, bridge: Bridge, declared: Any) -> nn.Module:
 
     class Bridged(bridge.model_class):  # type: ignore[misc, name-defined]
         def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
-            for name in _transposed_experts(weights, declared):
-                weights[f"{name}.weight"] = weights.pop(name).swapaxes(-1, -2)
-            parent = getattr(super(), "sanitize", None)
-            return parent(weights) if parent else weights
+            parent = getattr(super(), "sanitize", dict)
+            found = {}
+            for layout in _expert_layouts(weights, declared):
+                try:
+                    found = dict(parent(layout))
+                except (KeyError, ValueError):  # not made for this layout
+                    continue
+                if _fit(found, self):
+                    break
+            return found or dict(parent(weights))
 
     try:
         model, _ = load_model(
@@ -95,22 +102,44 @@ def stored_dtype(folder: Path) -> str:
     return sizes.most_common(1)[0][0]
 
 
-def _transposed_experts(weights: Mapping[str, mx.array], declared: Any) -> set[str]:
-    """Expert tensors that transformers stores as (experts, inputs, outputs), where mlx-lm has the
-    outputs first. The modeling class declares it (`is_transposed`)."""
+def _expert_layouts(
+    weights: Mapping[str, mx.array], declared: Any
+) -> Iterator[dict[str, mx.array]]:
+    """The ways in which packed experts may have to be laid for mlx-lm, which has the outputs first:
+    as they are stored, as some of its models know the layout themselves; with those turned that the
+    modeling class declares to be (experts, inputs, outputs); with all turned, where transformers
+    turns the checkpoint's own way of it and mlx-lm's model does too. The first that fits counts.
+    """
     packed = {name for name, a in weights.items() if a.ndim == 3 and name.endswith("_proj")}
-    if not packed or declared is None:
+    turned = {name: weights[name].swapaxes(-1, -2) for name in packed}
+    yield dict(weights)
+    if flipped := packed & _declared_transposed(declared):
+        kept = {name: a for name, a in weights.items() if name not in flipped}
+        yield kept | {f"{name}.weight": turned[name] for name in flipped}
+    if turned:
+        yield {**weights, **turned}
+
+
+def _declared_transposed(declared: Any) -> set[str]:
+    """Expert parameters that transformers holds as (experts, inputs, outputs): the modeling class
+    declares it (`is_transposed`)."""
+    if declared is None:
         return set()
     from mergekit_yoyo.model.config import meta_model
 
-    flipped = {
+    return {
         f"{path}.{name}"
         for path, module in meta_model(declared).named_modules()
         if getattr(module, "is_transposed", False)
         for name, parameter in module.named_parameters(recurse=False)
         if parameter.ndim == 3
     }
-    return packed & flipped
+
+
+def _fit(weights: Mapping[str, mx.array], model: nn.Module) -> bool:
+    """Whether the weights have the shapes of the model's, and none is missing."""
+    wanted = dict(tree_flatten(model.parameters()))
+    return all(name in weights and weights[name].shape == a.shape for name, a in wanted.items())
 
 
 def _not_built(bridge: Bridge, error: Exception) -> YoyoError:
