@@ -397,6 +397,7 @@ FAMILIES: dict[str, Family] = {
             "eoi_token_index": 59,
         },
         text={
+            "num_hidden_layers": 4,  # mlx-lm has a layer without rope in four
             "intermediate_size_mlp": 48,
             "num_local_experts": 4,
             "num_experts_per_tok": 1,

@@ -182,6 +182,11 @@ def _transformers_logits(
         ).eval()
     except (ImportError, KeyError, OSError, RuntimeError, ValueError) as error:
         raise YoyoError(f"{folder}: transformers cannot load the model: {error}") from None
+    # mlx-lm has the language model alone; where that is whole, so has the comparison (Llama 4's
+    # own forward pass does not work without pictures)
+    language = getattr(model, "language_model", None)
+    if hasattr(language, "lm_head"):
+        model = language
     start = _longrope_start(declared, context)
     logits = []
     with torch.inference_mode(), _running("transformers", folder):
