@@ -74,7 +74,8 @@ def test_the_export_loads_and_generates(exported):
     assert len(text) >= 12
     assert text == mlx_lm.generate(model, tokenizer, prompt="def main(", max_tokens=24)
     assert model.model.layers[0].self_attn.q_proj.bits == 8
-    assert model.model.layers[1].self_attn.q_proj.bits == 6
+    assert model.model.layers[1].self_attn.q_proj.bits == 8
+    assert model.model.layers[1].mlp.up_proj.bits == 6
     assert model.model.embed_tokens.bits == 8
     assert model.model.layers[1].mlp.up_proj.group_size == 32
 
@@ -95,7 +96,7 @@ def test_the_folder_is_as_large_as_planned(exported, merged):
     listed = yoyo_mlx(merged, "--list")
     row = next(line for line in listed.stdout.splitlines() if " qx86-hi " in line)
     assert f"{plan.bits_per_weight:.2f}" in row
-    assert len([line for line in listed.stdout.splitlines() if line.startswith("│")]) == 78
+    assert len([line for line in listed.stdout.splitlines() if line.startswith("│")]) == 138
 
 
 def test_a_plan_is_printed_and_nothing_written(merged):
@@ -121,7 +122,7 @@ def test_the_card_is_accepted_and_complete(exported):
         "base_model_relation": "quantized",
     }
     section = read_section(card, "mlx")
-    for part in ("| attention | 6 | 32 | 16 |", "merge_method:", "mlx_lm.server", "LM Studio"):
+    for part in ("| attention | 8 | 32 | 24 |", "merge_method:", "mlx_lm.server", "LM Studio"):
         assert part in section
 
 

@@ -90,7 +90,7 @@ def graph_difference(
         text.sliding_window = min(text.sliding_window, PROBE_WINDOW)
         bridge = bridge_config(declared.to_dict(), declared, context=context)
     expected = _transformers_logits(folder, declared, prompts, context)
-    model = load_lazily(folder, bridge, declared)
+    model = load_lazily(folder, bridge, declared, float32=True)
     with _running("mlx-lm", folder):
         actual = mlx_logits(model, prompts, float32=True)
     for library, logits in (("transformers", expected), ("mlx", actual)):
