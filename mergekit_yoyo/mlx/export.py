@@ -37,7 +37,14 @@ from mergekit_yoyo.mlx.verify import (
     prompts_for,
     written_logits,
 )
-from mergekit_yoyo.mlx.weights import load_lazily, packed_layout, skeleton, stored_dtype, unpack
+from mergekit_yoyo.mlx.weights import (
+    left_out,
+    load_lazily,
+    packed_layout,
+    skeleton,
+    stored_dtype,
+    unpack,
+)
 from mergekit_yoyo.staging import format_bytes, staged_folder
 
 FLOAT32_BYTES = 4
@@ -167,6 +174,10 @@ def export_model(
             unpack(opened.folder, layout, original)
             model = load_lazily(original, bridge, declared)
             plan = plan_model(model, recipe, carried_bytes=carried)
+        for part, count in left_out(model, original).items():
+            notes.append(
+                f"left out: {part} ({count:,} parameters), which mlx-lm's model does not read"
+            )
         verification = difference = None
         if verify:
             steps.next("comparing with transformers")

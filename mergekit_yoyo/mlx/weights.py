@@ -74,6 +74,35 @@ def load_lazily(folder: Path, bridge: Bridge, declared: Any, *, float32: bool = 
     return model
 
 
+def left_out(model: nn.Module, folder: Path) -> dict[str, int]:
+    """What mlx-lm's model does not read of a checkpoint in original layout: parts (`model.visual`,
+    `mtp`) without which it would get the same weights, with their numbers of parameters.
+
+    model: of `load_lazily`. Nothing is read but headers.
+    """
+    weights = {k: v for file in sorted(folder.glob("model*.safetensors")) for k, v in _of(file)}
+    parts: dict[str, set[str]] = {}
+    for name in weights:
+        first, _, rest = name.partition(".")
+        part = f"{first}.{rest.partition('.')[0]}" if first == "model" else first
+        parts.setdefault(part, set()).add(name)
+    whole = set(model.sanitize(dict(weights)))
+    found = {}
+    for part, names in parts.items():
+        try:
+            kept = set(model.sanitize({k: v for k, v in weights.items() if k not in names}))
+        except (KeyError, IndexError, ValueError):  # it cannot do without
+            continue
+        if kept == whole and part != "lm_head":  # a tied head is the embedding
+            found[part] = sum(weights[name].size for name in names)
+    return found
+
+
+def _of(file: Path) -> Iterator[tuple[str, mx.array]]:
+    arrays: Any = mx.load(str(file))
+    yield from arrays.items()
+
+
 def packed_layout(folder: Path, declared: Any) -> "LayoutPlan | None":
     """How a checkpoint in transformers' model layout (experts packed) becomes the original one,
     which is what mlx-lm reads; None if it is original already, or unknown to transformers."""
@@ -101,8 +130,7 @@ def stored_dtype(folder: Path) -> str:
     """The dtype that holds most bytes of a checkpoint, by mlx's name; only headers are read."""
     sizes: Counter[str] = Counter()
     for path in folder.glob("model*.safetensors"):
-        tensors: Any = mx.load(str(path))
-        for array in tensors.values():
+        for _, array in _of(path):
             sizes[str(array.dtype).removeprefix("mlx.core.")] += array.nbytes
     return sizes.most_common(1)[0][0]
 
