@@ -104,7 +104,9 @@ def test_anchored_and_gradients_run_on_the_shipped_experts(tmp_path: Path) -> No
         taken = [tensors[name].double().numpy() for tensors in experts]
         kind = "embedding" if "embed" in name else "vector" if tensor.ndim == 1 else "linear"
         expected = torch.from_numpy(recall(taken, kind=kind).merge)
-        torch.testing.assert_close(tensor.double(), expected, rtol=2**-8, atol=1e-30)
+        # recall works in float32 here: an element near zero is off by its neighbors' round-off
+        hidden = float(expected.square().mean().sqrt()) * 2**-8 / 20
+        torch.testing.assert_close(tensor.double(), expected, rtol=2**-8, atol=hidden)
         off = (tensor != expected.to(torch.bfloat16)).sum().item()
         assert off <= max(1, ROUNDED_TWICE * tensor.numel()), name
 

@@ -308,7 +308,7 @@ def test_the_peak_of_a_process_is_its_own_and_not_its_parent_s():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     before, after = map(int, done.stdout.split())
-    assert before < ballast.nbytes / 2
+    assert before < ballast.nbytes  # which the parent holds beside itself
     assert 190_000_000 < after - before < 450_000_000
 
 
