@@ -21,7 +21,7 @@ from mergekit_yoyo.terminal import TerminalProgress
 
 ROOT = Path(__file__).resolve().parent.parent
 EXPERTS = ROOT / "examples" / "experts"
-RECIPES = ("q8", "qx86-hi", "q4")
+RECIPES = ("q8", "qx86p4-hi", "q4")
 TASKS = ("german_word", "python_word")
 COLUMNS = [*TASKS, "perplexity", "kl", "top1", "size", "bits"]
 

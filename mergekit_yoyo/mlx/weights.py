@@ -91,7 +91,7 @@ def left_out(model: nn.Module, folder: Path) -> dict[str, int]:
     for part, names in parts.items():
         try:
             kept = set(model.sanitize({k: v for k, v in weights.items() if k not in names}))
-        except (KeyError, IndexError, ValueError):  # it cannot do without
+        except (AttributeError, LookupError, TypeError, ValueError):  # it cannot do without
             continue
         if kept == whole and part != "lm_head":  # a tied head is the embedding
             found[part] = sum(weights[name].size for name in names)
