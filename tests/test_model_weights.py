@@ -90,6 +90,13 @@ def test_a_model_of_weight_zero_is_left_out(options):
     assert same_bits(alone.tensor, tensors[2])
 
 
+def test_signs_are_those_of_the_base_wherever_others_are_left_out():
+    tensors = fine_tunes(4, 0.1, (20, 30), dtype=torch.float64)
+    left_out = fuse(tensors, weights=[0, 1, 1, 1], sign_alignment="base", base=2).tensor
+    assert same_bits(left_out, fuse(tensors[1:], sign_alignment="base", base=1).tensor)
+    assert not same_bits(left_out, fuse(tensors[1:], sign_alignment="base", base=2).tensor)
+
+
 def test_an_anchor_of_weight_zero_is_the_center_and_has_no_vote():
     tensors = fine_tunes(4, 0.1, (20, 30), dtype=torch.float64)
     options = {"weights": [0, 1, 2, 1], "center": "anchor", "anchor": 0}

@@ -29,6 +29,7 @@ from torch import Tensor
 from mergekit_yoyo.algorithm.consensuses import CONSENSUSES
 from mergekit_yoyo.algorithm.inputs import (
     check_anchor,
+    counted,
     not_finite,
     priors_of,
     promoted_dtype,
@@ -89,11 +90,11 @@ def fuse(
     dtype = promoted_dtype(tensors, name, labels)
     check_anchor(anchor, settled.center, len(tensors), name)
     priors = priors_of(weights, len(tensors), name)
-    if not priors.all():
-        kept = [k for k in range(len(tensors)) if priors[k] > 0 or k == anchor]
+    kept = counted(priors.tolist(), anchor)
+    if len(kept) < len(tensors):
         tensors, labels = [tensors[k] for k in kept], [labels[k] for k in kept]
         priors = priors[kept] * (len(kept) / priors.sum())
-        anchor = None if anchor is None else kept.index(anchor)
+        anchor, base = (kept.index(k) if k in kept else None for k in (anchor, base))
     signs = {"none": None, "first": 0, "base": anchor if base is None else base}
     tensors = with_signs(tensors, signs[settled.sign_alignment], settled.sign_alignment, name)
     if len(tensors) == 1 or tensors[0].numel() == 0:

@@ -65,6 +65,11 @@ def priors_of(weights: Sequence[float] | None, count: int, name: str) -> NDArray
     return np.asarray(given / given.mean())
 
 
+def counted(weights: Sequence[float], anchor: int | None) -> list[int]:
+    """The inputs that have a part in a merge: those of a weight above 0, and the anchor."""
+    return [k for k, weight in enumerate(weights) if weight > 0 or k == anchor]
+
+
 def with_signs(
     tensors: Sequence[Tensor], reference: int | None, option: str, name: str
 ) -> Sequence[Tensor]:

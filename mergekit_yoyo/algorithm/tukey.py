@@ -148,9 +148,8 @@ def update_of(span: Span, options: Options, *, size: int, anchored: bool) -> Upd
     w = by_direction * by_input[:, :, None]
     prior_w = span.priors[:, None] * w
     mean_z = (prior_w * z).sum(1) / (prior_w.sum(1) + eps)
-    if (
-        k == 2 and not anchored and options.deviations == "center"
-    ):  # neither can outvote the other: y' = m
+    if k == 2 and not anchored and options.deviations == "center":
+        # neither can outvote the other: y' = m
         mean_z = np.zeros_like(mean_z)
     along = np.where(kept, mean_z / np.where(kept, singular, 1.0), 0.0)
     update = energy_scale[:, None] * np.einsum("bkj,bj->bk", vectors, along)
@@ -205,9 +204,8 @@ def restore(
     update: [B, K]. Gives the coefficients [B, K] of the x_k, NaN with the coordinate median.
     """
     y = span.center + np.einsum("bk,bkm->bm", update, span.residuals)
-    mean_rms = average(span.rms, span.priors, options.rescale)
+    mean_rms, mean_norm = _sizes(span, options)
     norm = mean_rms * span.norm(y)
-    mean_norm = average(span.norms, span.priors, options.rescale)
     scale = mean_rms * mean_norm / (norm + options.eps)
 
     # in terms of the inputs: R_k = u_k - m, u_k = unit_scale_k x_k
@@ -238,8 +236,7 @@ def restore_boosted(
         return nothing
     factor = span.unit_scale * update
     rest = -update.sum(1)
-    mean_rms = average(span.rms, span.priors, options.rescale)
-    mean_norm = average(span.norms, span.priors, options.rescale)
+    mean_rms, mean_norm = _sizes(span, options)
     for problem in range(len(out)):
         one = slice(problem, problem + 1)
         inputs = [x[one] for x in tensors]
@@ -253,6 +250,12 @@ def restore_boosted(
         merge.mul_(float(mean_norm[problem]) / (torch.linalg.vector_norm(merge) + options.eps))
         out[problem].copy_(merge)
     return nothing
+
+
+def _sizes(span: Span, options: Options) -> tuple[Array, Array]:
+    """[B], the RMS of step 8 and the norm of step 9 that the merge gets."""
+    rms, norm = (average(x, span.priors, options.rescale) for x in (span.rms, span.norms))
+    return rms, norm
 
 
 def _combine(

@@ -17,6 +17,7 @@ from mergekit.merge_methods.base import (
 from torch import Tensor
 
 from mergekit_yoyo.algorithm import fuse
+from mergekit_yoyo.algorithm.inputs import counted
 from mergekit_yoyo.errors import YoyoError
 from mergekit_yoyo.method.expert_layout import packing_of
 from mergekit_yoyo.method.module_kind import kind_of
@@ -91,10 +92,13 @@ class YoyoFusion(GroupMergeMethod):  # type: ignore[misc]  # mergekit is not typ
         name = group.metadata.name or "tensor"
         options = dict(parameters)
         given = options.pop("weight", None) or {}
-        anchored = options["center"] == "anchor"
-        # those that are left out are not in the record either
-        entries = [e for e in group.entries if given.get(e.id, 1.0) or (anchored and e.is_base)]
-        entries = entries or list(group.entries)
+        # those that are left out are not in the record either; if it were all, `fuse` refuses
+        base = next((k for k, entry in enumerate(group.entries) if entry.is_base), None)
+        kept = counted(
+            [given.get(entry.id, 1.0) for entry in group.entries],
+            base if options["center"] == "anchor" else None,
+        )
+        entries = [group.entries[k] for k in kept] or list(group.entries)
         labels = [f"input {e.id}" if isinstance(e.id, int) else str(e.id) for e in entries]
         shared = {key: value for key, value in parameters.items() if key != "weight"}
         packing = packing_of(group, options.pop("experts"))
