@@ -5,6 +5,7 @@ from numpy.typing import NDArray
 
 from mergekit_yoyo.errors import YoyoError
 from mergekit_yoyo.measured import WindowSums
+from mergekit_yoyo.model.logits import log_softmax
 
 _ROWS = 64  # positions at once: a vocabulary has 250,000 words
 
@@ -48,10 +49,3 @@ def window_sums(
     if reference is None:
         return WindowSums(tokens=len(targets), loss=loss)
     return WindowSums(tokens=len(targets), loss=loss, divergence=divergence, agreeing=agreeing)
-
-
-def log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
-    """log p of each word, in float64, for each row of logits."""
-    wide = logits.astype(np.float64)
-    shifted = wide - wide.max(-1, keepdims=True)
-    return np.asarray(shifted - np.log(np.exp(shifted).sum(-1, keepdims=True)))

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from mergekit_yoyo.errors import YoyoError
 from mergekit_yoyo.mlx.bridge import Bridge, bridge_config, closing_window
 from mergekit_yoyo.mlx.weights import load_lazily
+from mergekit_yoyo.model.logits import log_softmax
 
 # float32 logits of two right implementations differ by rounding: 1e-6 to 5e-4 of their standard
 # deviation was seen; a wrong rope or a lost window moves them by more than 1e-1.
@@ -134,7 +135,7 @@ def measure_drift(expected: Logits, actual: Logits) -> Drift:
         raise YoyoError("the unquantized model's logits are not finite: the checkpoint is damaged.")
     if not np.isfinite(new).all():
         raise YoyoError("the quantized model's logits are not finite. Choose a wider recipe.")
-    log_p, log_q = _log_softmax(old), _log_softmax(new)
+    log_p, log_q = log_softmax(old), log_softmax(new)
     return Drift(
         max_difference=float(np.abs(new - old).max() / old.std()),
         top1_agreement=float((new.argmax(-1) == old.argmax(-1)).mean()),
@@ -221,8 +222,3 @@ def _longrope_start(declared: Any, context: int | None) -> int:
     original = rope.get("original_max_position_embeddings") or 0
     limit = context or declared.get_text_config().max_position_embeddings
     return original if rope.get("rope_type") == "longrope" and limit > original else 0
-
-
-def _log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
-    shifted = logits.astype(np.float64) - logits.max(-1, keepdims=True)
-    return np.asarray(shifted - np.log(np.exp(shifted).sum(-1, keepdims=True)))
