@@ -174,7 +174,7 @@ def export_model(
             unpack(opened.folder, layout, original)
             model = load_lazily(original, bridge, declared)
             plan = plan_model(model, recipe, carried_bytes=carried)
-        for part, count in left_out(model, original).items():
+        for part, count in left_out(bridge, declared, original).items():
             notes.append(
                 f"left out: {part} ({count:,} parameters), which mlx-lm's model does not read"
             )

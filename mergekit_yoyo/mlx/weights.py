@@ -46,6 +46,21 @@ def load_lazily(folder: Path, bridge: Bridge, declared: Any, *, float32: bool = 
     Raises:
         YoyoError: mlx-lm cannot build the model, or its tensors do not fit the checkpoint's.
     """
+    model_class = _bridged_class(bridge, declared, float32=float32)
+    try:
+        model, _ = load_model(
+            folder,
+            lazy=True,
+            model_config=bridge.config,
+            get_model_classes=lambda config: (model_class, bridge.args_class),
+        )
+    except (AssertionError, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise _not_built(bridge, error) from None
+    return model
+
+
+def _bridged_class(bridge: Bridge, declared: Any, *, float32: bool = False) -> Any:
+    """mlx-lm's model, which tries the layouts of packed experts until its weights fit."""
 
     class Bridged(bridge.model_class):  # type: ignore[misc, name-defined]
         def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
@@ -62,23 +77,14 @@ def load_lazily(folder: Path, bridge: Bridge, declared: Any, *, float32: bool = 
                     break
             return found or dict(parent(weights))
 
-    try:
-        model, _ = load_model(
-            folder,
-            lazy=True,
-            model_config=bridge.config,
-            get_model_classes=lambda config: (Bridged, bridge.args_class),
-        )
-    except (AssertionError, AttributeError, KeyError, TypeError, ValueError) as error:
-        raise _not_built(bridge, error) from None
-    return model
+    return Bridged
 
 
-def left_out(model: nn.Module, folder: Path) -> dict[str, int]:
+def left_out(bridge: Bridge, declared: Any, folder: Path) -> dict[str, int]:
     """What mlx-lm's model does not read of a checkpoint in original layout: parts (`model.visual`,
     `mtp`) without which it would get the same weights, with their numbers of parameters.
 
-    model: of `load_lazily`. Nothing is read but headers.
+    Nothing is read but headers.
     """
     weights = {k: v for file in sorted(folder.glob("model*.safetensors")) for k, v in _of(file)}
     parts: dict[str, set[str]] = {}
@@ -86,11 +92,17 @@ def left_out(model: nn.Module, folder: Path) -> dict[str, int]:
         first, _, rest = name.partition(".")
         part = f"{first}.{rest.partition('.')[0]}" if first == "model" else first
         parts.setdefault(part, set()).add(name)
-    whole = set(model.sanitize(dict(weights)))
+    model_class = _bridged_class(bridge, declared)
+
+    def read(weights: dict[str, mx.array]) -> set[str]:
+        # by a new model each time: Gemma 3's gives its head away while it reads
+        return set(model_class(bridge.args).sanitize(weights))
+
+    whole = read(dict(weights))
     found = {}
     for part, names in parts.items():
         try:
-            kept = set(model.sanitize({k: v for k, v in weights.items() if k not in names}))
+            kept = read({k: v for k, v in weights.items() if k not in names})
         except (AttributeError, LookupError, TypeError, ValueError):  # it cannot do without
             continue
         if kept == whole and part != "lm_head":  # a tied head is the embedding
