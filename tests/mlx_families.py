@@ -341,7 +341,7 @@ REFUSED = {
             head_dim=16,
             layer_types=["linear_attention", "full_attention"],
         ),
-        r"needs rotary_dim",
+        r"needs .*rotary_dim",
     ),
 }
 

@@ -276,7 +276,8 @@ def test_bad_sources_are_refused_with_a_sentence(merged, tmp_path):
     (tmp_path / "empty").mkdir()
     refused(tmp_path / "empty", "no config.json. Is this a model folder?")
     refused(tmp_path / "nowhere", "no such folder, and not a name on the Hub")
-    refused(_copy(merged, tmp_path / "lama", model_type="lama"), "nearest: llama")
+    lama = _copy(merged, tmp_path / "lama", model_type="lama")
+    refused(lama, "no model for 'lama'. Did you mean llama")
     refused(
         _copy(merged, tmp_path / "quantized", quantization_config={"bits": 4}),
         "the weights are quantized already",

@@ -6,24 +6,25 @@ sides: each field of `ModelArgs` is looked up in the transformers config class, 
 defaults, aliases (`attribute_map`) and rope parameters. No model family is named here.
 """
 
-import importlib
 import inspect
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from types import NoneType
 from typing import Any, get_args
 
-from mlx_lm.models.base import BaseModelArgs
-from mlx_lm.utils import (
-    MODEL_REMAPPING,
-    _get_classes,  # what load_model itself uses
-    load_config,
-)
+from mlx_lm.utils import load_config
 
 from mergekit_yoyo.errors import YoyoError
+from mergekit_yoyo.mlx.classes import (
+    Build,
+    Heard,
+    fields_of,
+    model_classes,
+    name_of,
+    overhear,
+    part_class,
+)
 from mergekit_yoyo.mlx.rope import LOCAL_ROPE_KEYS, MISSING, PARTIAL_FIELDS, RopeView
 
 # what mlx-lm's models are told and transformers' do without a key, where a comparison confirms it
@@ -87,31 +88,45 @@ def declared_config(folder: Path) -> Any | None:
 
 def bridge_config(raw: Mapping[str, Any], declared: Any, *, context: int | None = None) -> Bridge:
     """As `bridge_folder`, from the parsed `config.json` and its transformers config object."""
-    return _bridge(raw, declared, *model_classes(raw), context)
+    model_class, args_class = model_classes(raw)
+
+    def build(config: Mapping[str, Any]) -> Any:
+        return model_class(args_class.from_dict(config))  # type: ignore[attr-defined]
+
+    config, doubts = _bridged(raw, declared, args_class, build, context)
+    return Bridge(config, model_class, args_class, tuple(doubts))
 
 
-def _bridge(
-    raw: Mapping[str, Any],
-    declared: Any,
-    model_class: type,
-    args_class: type,
-    context: int | None,
-) -> Bridge:
+def _bridged(
+    raw: Mapping[str, Any], declared: Any, args_class: type, build: Build, context: int | None
+) -> tuple[dict[str, Any], list[str]]:
+    """Config and doubts for one `ModelArgs`.
+
+    build: makes the model, of a config whose part for `args_class` it is given.
+    """
     config, doubts = dict(raw), list[str]()
     if declared is not None:
-        config |= _bridged_fields(model_class, args_class, raw, declared, context, doubts)
+        config |= _bridged_fields(args_class, raw, declared, build, context, doubts)
         rope = RopeView.of(declared, context or 2**62)
         # Scaling rules are computed from the length, so that it can be lowered without them only.
         if context and (rope is None or rope.kind == "default"):
             length = config.get("max_position_embeddings")
             if isinstance(length, int):
                 config["max_position_embeddings"] = min(length, context)
+    fields = fields_of(args_class)
     missing = [
         name
-        for name, parameter in _fields(args_class).items()
+        for name, parameter in fields.items()
         if name not in config and parameter.default is parameter.empty
     ]
-    config |= {name: None for name in missing if not _reads(args_class, name)}
+    heard = overhear(build, args_class, config | dict.fromkeys(missing))
+    if spoken := _spoken_layer_types(config, heard):
+        config["layer_types"] = spoken
+        heard = overhear(build, args_class, config | dict.fromkeys(missing))
+    if declared is not None and "text_config" not in fields:
+        doubts += _unheard_rope(declared, fields, heard, context, name_of(args_class))
+        doubts += _unheard_windows(declared, fields, context, name_of(args_class))
+    config |= {name: None for name in missing if not heard.reads(name)}
     for name, value in COMPUTED.items():
         if name in missing and name not in config:
             config[name] = value
@@ -119,130 +134,72 @@ def _bridge(
     missing = [name for name in missing if name not in config]
     if missing:
         raise YoyoError(
-            f"config.json: mlx-lm's {_name(args_class)} model needs {', '.join(missing)}; "
+            f"config.json: mlx-lm's {name_of(args_class)} model needs {', '.join(missing)}; "
             "the checkpoint's config has no such value, and none that transformers maps to it."
         )
-    return Bridge(config, model_class, args_class, tuple(doubts))
-
-
-def model_classes(config: Mapping[str, Any]) -> tuple[type, type]:
-    """mlx-lm's `Model` and `ModelArgs` for a config.
-
-    Raises:
-        YoyoError: mlx-lm has none for its `model_type`; the nearest types are listed.
-    """
-    kind = config.get("model_type")
-    if not kind:
-        raise YoyoError("config.json: expected a `model_type`; got none. Is this a model folder?")
-    if config.get("model_file"):
-        raise YoyoError("config.json: `model_file` asks for code of its own; that is not exported.")
-    try:
-        model_class, args_class = _get_classes(config=dict(config))
-    except SystemExit as error:  # mlx-lm's olmo leaves the process if a package is missing
-        raise YoyoError(
-            f"config.json: mlx-lm's {kind} model cannot be imported ({error})."
-        ) from None
-    except (ValueError, AttributeError):
-        raise YoyoError(
-            f"config.json: mlx-lm {_mlx_lm_version()} has no model for {kind!r}; "
-            f"nearest: {', '.join(_nearest_types(kind)) or 'none'}."
-        ) from None
-    return model_class, args_class
-
-
-class _HeardError(Exception):
-    """Some class of mlx-lm was given the marked part of a config."""
-
-
-def _args_class_of_part(
-    model_class: type, args_class: type, raw: Mapping[str, Any], name: str
-) -> type | None:
-    """The `ModelArgs` that mlx-lm's model makes of one part of its config: built, and overheard.
-
-    None if nobody asks for the part while the model is built.
-    """
-    part = dict(raw.get(name) or {})
-    whole = {**raw, name: part}
-    original = BaseModelArgs.__dict__["from_dict"]
-
-    def overhear(cls: type, params: Any) -> Any:
-        if params is part:
-            raise _HeardError(cls)
-        return original.__func__(cls, params)
-
-    BaseModelArgs.from_dict = classmethod(overhear)
-    try:
-        model_class(args_class.from_dict(whole))  # type: ignore[attr-defined]
-    except _HeardError as heard:
-        found: type = heard.args[0]
-        return found
-    except Exception:  # of any kind: a model that cannot be built says so when it is
-        return None
-    finally:
-        BaseModelArgs.from_dict = original
-    return None
+    return config, doubts
 
 
 def _bridged_part(
-    model_class: type,
-    args_class: type,
-    raw: Mapping[str, Any],
-    declared: Any,
-    context: int | None,
-) -> Bridge | None:
-    """The bridge of `text_config`: for the class that reads it, else by its own model type."""
+    raw: Mapping[str, Any], declared: Any, build: Build, context: int | None
+) -> tuple[dict[str, Any], list[str]] | None:
+    """As `_bridged`, of `text_config`: for the class that reads it, else by its own model type."""
     inner = dict(raw.get("text_config") or {})
     inner.setdefault("model_type", declared.model_type)
-    part_class = _args_class_of_part(model_class, args_class, raw, "text_config")
-    if part_class is not None:
-        return _bridge(inner, declared, model_class, part_class, context)
+    args_class = part_class(build, raw, "text_config")
     try:
-        return bridge_config(inner, declared, context=context)
+        if args_class is None:
+            bridge = bridge_config(inner, declared, context=context)
+            return bridge.config, list(bridge.doubts)
     except YoyoError:  # a part that mlx-lm builds by classes of its own
         return None
 
+    def whole(part: Mapping[str, Any]) -> Any:
+        return build({**raw, "text_config": part})
+
+    return _bridged(inner, declared, args_class, whole, context)
+
 
 def _bridged_fields(
-    model_class: type,
     args_class: type,
     raw: Mapping[str, Any],
     declared: Any,
+    build: Build,
     context: int | None,
     doubts: list[str],
 ) -> dict[str, Any]:
     """The value of each `ModelArgs` field that the transformers config can answer for."""
-    context = min(context or 2**62, getattr(declared, "max_position_embeddings", None) or 2**62)
-    rope = RopeView.of(declared, context)
-    fields = _fields(args_class)
+    rope = RopeView.of(declared, _length(declared, context))
     text = declared.get_text_config()
     values: dict[str, Any] = {}
-    for name, parameter in fields.items():
+    for name, parameter in fields_of(args_class).items():
         value: Any = rope.field(name) if rope else MISSING
         if value is MISSING and name == "sliding_window_pattern":
-            value = _window_pattern(declared, parameter, _name(args_class))
+            value = _window_pattern(declared, parameter, name_of(args_class))
         for config in (declared, text):
             if value is MISSING:
                 value = _declared_value(config, name)
         if value is MISSING or name == "model_type":
             continue
-        if name == "layer_types" and value:
-            value = _spoken_layer_types(value, args_class)
         if name == "text_config":
-            bridged = _bridged_part(model_class, args_class, raw, value, context)
+            bridged = _bridged_part(raw, value, build, context)
             if bridged is None:
                 value = {"model_type": value.model_type, **(raw.get(name) or {})}
             else:
-                value = bridged.config
-                doubts += bridged.doubts
+                value = bridged[0]
+                doubts += bridged[1]
         elif value is None and not _may_be_none(parameter):
             doubts.append(
-                f"{name} is null, which mlx-lm's {_name(args_class)} model may not provide for"
+                f"{name} is null, which mlx-lm's {name_of(args_class)} model may not provide for"
             )
         values[name] = _plain(value)
-    if "text_config" not in fields:
-        doubts += _unheard_rope(rope, fields, args_class)
-        doubts += _unheard_windows(declared, fields, args_class, context)
     return values
+
+
+def _length(declared: Any, context: int | None) -> int:
+    """The tokens that a model is made for: `context`, and no more than its own length."""
+    limit = getattr(declared, "max_position_embeddings", None) or 2**62
+    return min(context or 2**62, limit)
 
 
 def _declared_value(declared: Any, name: str) -> Any:
@@ -285,38 +242,29 @@ def _window_pattern(declared: Any, parameter: inspect.Parameter, model: str) -> 
     )
 
 
-def _spoken_layer_types(kinds: list[str], args_class: type) -> list[str]:
-    """`layer_types` in the words of mlx-lm's model, which may be older than transformers' own."""
+def _spoken_layer_types(config: Mapping[str, Any], heard: Heard) -> list[str] | None:
+    """`layer_types` in the words of mlx-lm's model, which may be older than transformers' own; None
+    if they are the same."""
     from transformers.configuration_utils import _LEGACY_LAYER_TYPE_REMAP
 
-    source = _source(args_class)
-    spoken = {kind: kind for kind in kinds}
-    for old, new in _LEGACY_LAYER_TYPE_REMAP.items():
-        if new in spoken and f'"{new}"' not in source and f'"{old}"' in source:
-            spoken[new] = old
-    return [spoken[kind] for kind in kinds]
+    kinds = config.get("layer_types") or []
+    older = {
+        new: old
+        for old, new in _LEGACY_LAYER_TYPE_REMAP.items()
+        if new in kinds and new not in heard.words and old in heard.words
+    }
+    return [older.get(kind, kind) for kind in kinds] if older else None
 
 
-def _reads(args_class: type, name: str) -> bool:
-    """Whether mlx-lm's model ever uses a field that its `ModelArgs` declares."""
-    return re.search(rf"\.{name}\b", _source(args_class)) is not None
-
-
-@cache
-def _source(args_class: type) -> str:
-    """The code of a `ModelArgs`' module and of those that it builds upon."""
-    modules = {base.__module__ for base in args_class.__mro__} - {"builtins"}
-    return "\n".join(inspect.getsource(importlib.import_module(module)) for module in modules)
-
-
-def _unheard_rope(rope: RopeView | None, fields: Mapping[str, Any], args_class: type) -> list[str]:
-    """What the rope parameters ask for and no field of `ModelArgs` can say."""
+def _unheard_rope(
+    declared: Any, fields: Mapping[str, Any], heard: Heard, context: int | None, model: str
+) -> list[str]:
+    """What the rope parameters ask for and no field of `ModelArgs` can say, or none that counts."""
+    rope = RopeView.of(declared, _length(declared, context))
     if rope is None or "rope_parameters" in fields:
         return []
-    model, doubts = _name(args_class), []
-    if rope.kind != "default" and not (
-        "rope_scaling" in fields and _reads(args_class, "rope_scaling")
-    ):
+    doubts = []
+    if rope.kind != "default" and not ("rope_scaling" in fields and heard.reads("rope_scaling")):
         doubts.append(f"rope scaling {rope.kind!r}, which mlx-lm's {model} model does not have")
     if rope.local_differs and not LOCAL_ROPE_KEYS.keys() & fields.keys():
         doubts.append(f"a rope of its own in sliding layers; mlx-lm's {model} model has one rope")
@@ -331,7 +279,7 @@ def _unheard_rope(rope: RopeView | None, fields: Mapping[str, Any], args_class: 
 
 
 def _unheard_windows(
-    declared: Any, fields: Mapping[str, Any], args_class: type, context: int
+    declared: Any, fields: Mapping[str, Any], context: int | None, model: str
 ) -> list[str]:
     window = closing_window(declared, context)
     if window is None:
@@ -340,7 +288,7 @@ def _unheard_windows(
     if heard and hasattr(declared, "layer_types"):
         return []
     return [
-        f"attention over a window of {window} tokens, which mlx-lm's {_name(args_class)} model "
+        f"attention over a window of {window} tokens, which mlx-lm's {model} model "
         f"does not have: right up to that length only (--max-context {window})"
     ]
 
@@ -357,10 +305,6 @@ def closing_window(declared: Any, context: int | None = None) -> int | None:
     return int(window) if kinds is None or "sliding_attention" in kinds else None
 
 
-def _fields(args_class: type) -> Mapping[str, inspect.Parameter]:
-    return inspect.signature(args_class).parameters
-
-
 def _may_be_none(parameter: inspect.Parameter) -> bool:
     kinds = get_args(parameter.annotation)
     required = parameter.default is parameter.empty
@@ -374,22 +318,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
-
-
-def _name(args_class: type) -> str:
-    return args_class.__module__.rpartition(".")[2]
-
-
-def _nearest_types(kind: str) -> list[str]:
-    import difflib
-    import pkgutil
-
-    models = importlib.import_module("mlx_lm.models")
-    known = {module.name for module in pkgutil.iter_modules(models.__path__)} | set(MODEL_REMAPPING)
-    return difflib.get_close_matches(kind, sorted(known), n=3, cutoff=0.4)
-
-
-def _mlx_lm_version() -> str:
-    from importlib.metadata import version
-
-    return version("mlx-lm")
