@@ -13,6 +13,7 @@ from pathlib import Path
 
 import mlx.core as mx
 import mlx_lm
+import mlx_lm.utils as mlx_utils
 import numpy as np
 import pytest
 import torch
@@ -26,8 +27,9 @@ from mergekit_yoyo.errors import YoyoError
 from mergekit_yoyo.mlx import export, export_model, parse_recipe, plan_export
 from mergekit_yoyo.mlx.bridge import bridge_folder
 from mergekit_yoyo.mlx.card import _deckard
-from mergekit_yoyo.mlx.export import _whether_to_verify
-from mergekit_yoyo.mlx.verify import measure_drift
+from mergekit_yoyo.mlx.drift import measure_drift
+from mergekit_yoyo.mlx.opening import open_checkpoint
+from mergekit_yoyo.mlx.verify import whether_to_verify
 
 pytestmark = pytest.mark.slow
 
@@ -84,7 +86,7 @@ def test_the_command_reports_what_it_compared(exported):
     _, done = exported
     assert "against transformers, unquantized: " in done.stdout
     assert "top-1 agreement" in done.stdout
-    assert "comparing with transformers" in done.stderr
+    assert "Comparing with transformers" in done.stderr
     assert "ready for mlx_lm.load" in done.stdout
 
 
@@ -163,7 +165,7 @@ def test_other_modes_load_as_written(name, merged, tmp_path):
 
 def test_a_model_of_many_shards_is_written_and_indexed(merged, tmp_path, monkeypatch):
     """mlx-lm's shards of 5 GB, at a limit that gives each tensor one of its own."""
-    monkeypatch.setattr(export, "make_shards", partial(make_shards, max_file_size_gb=0))
+    monkeypatch.setattr(mlx_utils, "make_shards", partial(make_shards, max_file_size_gb=0))
     made = export_model(merged, tmp_path / "mlx", "q8")
     index = json.loads((made.folder / "model.safetensors.index.json").read_text())
     files = {path.name for path in made.folder.glob("model-*.safetensors")}
@@ -237,12 +239,12 @@ def test_without_verification_doubts_stand_in_the_card(tmp_path):
 
 
 def test_a_model_too_large_to_compare_is_exported_unless_there_are_doubts(merged, tmp_path):
-    bridge, notes = bridge_folder(merged), []
-    assert not _whether_to_verify(None, 10**15, bridge, object(), notes)
-    assert notes[0].startswith("not compared with transformers: transformers needs 5000.0 TB")
+    verify, reason = whether_to_verify(None, open_checkpoint(merged), 10**15)
+    assert not verify
+    assert reason.startswith("not compared with transformers: transformers needs 5000.0 TB")
     tiny_model(REFUSED["glm"][0], tmp_path / "glm", original_layout=True)
     with pytest.raises(YoyoError, match=r"rotary factor of 0\.5.*--no-verify exports it"):
-        _whether_to_verify(None, 10**15, bridge_folder(tmp_path / "glm"), object(), [])
+        whether_to_verify(None, open_checkpoint(tmp_path / "glm"), 10**15)
 
 
 def _difference(folder, model, tokens):
@@ -360,7 +362,7 @@ def test_a_full_disk_is_told_in_a_sentence(merged, tmp_path):
         error = _refusal(merged, tmp_path / "mlx", "q8", verify=False)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert "model.safetensors: mlx could not write it" in str(error)
+    assert "mlx could not write the weights" in str(error)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -437,7 +439,7 @@ def test_list_refuses_what_it_would_ignore_and_names_stay_as_they_are(merged, tm
 def test_the_command_explains_mistakes_without_a_traceback(merged, tmp_path):
     unknown = yoyo_mlx(merged, tmp_path / "mlx", "--quant", "qx87")
     assert unknown.returncode == 2
-    assert "Nearest: qx86" in unknown.stderr
+    assert "Did you mean qx86" in unknown.stderr
     assert "Traceback" not in unknown.stderr
     code = "import sys; sys.modules['mlx'] = None; from mergekit_yoyo.cli import main; main()"
     missing = run(sys.executable, "-c", code, "mlx", merged, tmp_path / "mlx", "--quant", "q4")

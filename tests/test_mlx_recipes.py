@@ -252,7 +252,9 @@ def test_a_recipe_file_takes_the_names_of_the_options_too(tmp_path):
     ("name", "nearest"), [("qx87", "qx86"), ("qx68", "qx86"), ("q7", "q8"), ("mxfp6", "mxfp4")]
 )
 def test_an_unknown_recipe_lists_the_nearest(name, nearest):
-    with pytest.raises(YoyoError, match=rf"--quant {name}: no such recipe\. Nearest: .*{nearest}"):
+    with pytest.raises(
+        YoyoError, match=rf"--quant {name}: no such recipe\. Did you mean .*{nearest}"
+    ):
         parse_recipe(name)
 
 

@@ -1,18 +1,14 @@
 """`mergekit-yoyo mlx`: parse, call `mergekit_yoyo.mlx`, print."""
 
-import sys
 from pathlib import Path
 
 import click
 from click.core import ParameterSource
-from rich.console import Console
-from rich.table import Table
 
 from mergekit_yoyo import mlx
-from mergekit_yoyo.cli.command import is_quiet, note, our_command, output_folder
+from mergekit_yoyo.cli.command import note, our_command, output_folder, shown_progress
 from mergekit_yoyo.cli.places import Kind, Place
 from mergekit_yoyo.errors import YoyoError
-from mergekit_yoyo.staging import format_bytes
 
 UNQUANTIZED: dict[Kind, str] = {
     "an MLX model": "Start from the model that it was made of, whose weights are whole."
@@ -120,20 +116,15 @@ def command(
       mergekit-yoyo mlx ./merged --list
       mergekit-yoyo mlx ./merged ./merged-mlx --quant qx86-hi
     """
-    # Names and regular expressions may hold brackets, and a pipe has no width.
-    width = None if sys.stdout.isatty() else 160
-    out = Console(markup=False, highlight=False, soft_wrap=True, width=width)
     if list_recipes:
         _refuse_beside_list()
-        plans = mlx.plan_exports(
-            source, list(mlx.recipe_names()), context=max_context, revision=revision
+        mlx.show_plans(
+            mlx.plan_exports(
+                source, list(mlx.recipe_names()), context=max_context, revision=revision
+            )
         )
-        out.print(_list_table(plans))
         return
-    if (quant is None) == (recipe_file is None):
-        raise YoyoError("expected one of --quant NAME and --recipe FILE (--list shows the names).")
-    recipe = mlx.parse_recipe(quant) if quant else mlx.load_recipe(recipe_file or Path())
-    recipe = recipe.changed(
+    recipe = _named_recipe(quant, recipe_file).changed(
         period=period,
         offset=offset,
         projections=projections or None,
@@ -143,32 +134,33 @@ def command(
     )
     if plan_only:
         plan = mlx.plan_export(source, recipe, context=max_context, revision=revision)
-        out.print(_plan_table(plan))
+        mlx.show_plan(plan)
         _print_notes(plan.notes)
         return
-    target = output_folder(target, output, "mergekit-yoyo mlx SOURCE FOLDER --quant NAME")
-    made = mlx.export_model(
-        source,
-        target,
-        recipe,
-        verify=verify,
-        max_kl=max_kl,
-        context=max_context,
-        base_model=base_model,
-        revision=revision,
-        overwrite=overwrite,
-        progress=not is_quiet(),
-    )
-    out.print(_plan_table(made.plan))
-    if made.verification:
-        drift = made.verification.drift
-        out.print(
-            f"against transformers, unquantized: {made.verification.graph_difference:.1e} of the "
-            f"logits' standard deviation\nas written: top-1 agreement {drift.top1_agreement:.1%}, "
-            f"KL {drift.kl:.2g} nats per token, largest difference {drift.max_difference:.2g}"
+    with shown_progress() as progress:
+        made = mlx.export_model(
+            source,
+            output_folder(target, output, "mergekit-yoyo mlx SOURCE FOLDER --quant NAME"),
+            recipe,
+            verify=verify,
+            max_kl=max_kl,
+            context=max_context,
+            base_model=base_model,
+            revision=revision,
+            overwrite=overwrite,
+            progress=progress,
         )
+    mlx.show_export(made)
     _print_notes(made.notes)
     click.echo(f"{made.folder}: ready for mlx_lm.load")
+
+
+def _named_recipe(quant: str | None, file: Path | None) -> "mlx.Recipe":
+    if quant is not None and file is None:
+        return mlx.parse_recipe(quant)
+    if file is not None and quant is None:
+        return mlx.load_recipe(file)
+    raise YoyoError("expected one of --quant NAME and --recipe FILE (--list shows the names).")
 
 
 def _refuse_beside_list() -> None:
@@ -194,32 +186,6 @@ def _bits_by_module(options: tuple[str, ...]) -> dict[str, int]:
             raise YoyoError(f"--bits {option}: expected REGEX=BITS, e.g. 'down_proj=8'.")
         bits[pattern] = int(width)
     return bits
-
-
-def _plan_table(plan: "mlx.Plan") -> Table:
-    table = Table(
-        title=f"{plan.recipe.name}: {plan.bits_per_weight:.2f} bits per weight, "
-        f"{format_bytes(plan.folder_bytes)}",
-        caption=f"memory: about {format_bytes(plan.converting_bytes)} to convert, "
-        f"{format_bytes(plan.running_bytes)} to run (4,096 tokens)",
-        show_footer=True,
-    )
-    footer = ("all", f"{plan.bits_per_weight:.2f}", "", str(len(plan.placements)))
-    headers = ("modules", "bits", "group size", "count")
-    for header, total in zip(headers, footer, strict=True):
-        table.add_column(header, total)
-    table.add_column("parameters", f"{plan.parameters:,}", justify="right")
-    table.add_column("size", format_bytes(plan.bytes), justify="right")
-    for *words, parameters, size in plan.rows():
-        table.add_row(*map(str, words), f"{parameters:,}", format_bytes(size))
-    return table
-
-
-def _list_table(plans: "list[mlx.Plan]") -> Table:
-    table = Table("recipe", "bits per weight", "size")
-    for plan in sorted(plans, key=lambda plan: plan.bytes):
-        table.add_row(plan.recipe.name, f"{plan.bits_per_weight:.2f}", format_bytes(plan.bytes))
-    return table
 
 
 def _print_notes(notes: "list[str] | tuple[str, ...]") -> None:

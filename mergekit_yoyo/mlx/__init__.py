@@ -12,23 +12,27 @@ from mergekit_yoyo.install import install_line
 
 if TYPE_CHECKING:
     from mergekit_yoyo.mlx.export import Export, export_model, plan_export, plan_exports
-    from mergekit_yoyo.mlx.plan import Plan
+    from mergekit_yoyo.mlx.plan import ExportPlan
     from mergekit_yoyo.mlx.recipes import Recipe, load_recipe, parse_recipe, recipe_names
+    from mergekit_yoyo.mlx.terminal import show_export, show_plan, show_plans
 
 _HOMES = {
     "Export": "export",
     "export_model": "export",
     "plan_export": "export",
     "plan_exports": "export",
-    "Plan": "plan",
+    "ExportPlan": "plan",
     "Recipe": "recipes",
     "load_recipe": "recipes",
     "parse_recipe": "recipes",
     "recipe_names": "recipes",
+    "show_export": "terminal",
+    "show_plan": "terminal",
+    "show_plans": "terminal",
 }
 __all__ = [
     "Export",
-    "Plan",
+    "ExportPlan",
     "Recipe",
     "export_model",
     "load_recipe",
@@ -36,6 +40,9 @@ __all__ = [
     "plan_export",
     "plan_exports",
     "recipe_names",
+    "show_export",
+    "show_plan",
+    "show_plans",
 ]
 
 

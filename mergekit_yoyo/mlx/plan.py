@@ -1,7 +1,7 @@
 """The plan of a conversion: which module gets how many bits, and what that weighs.
 
 A plan is made from an mlx model whose arrays have shapes and dtypes but need not be loaded (mlx is
-lazy), and it is what the export then carries out: `Plan.carry_out`.
+lazy), and it is what the export then carries out: `ExportPlan.carry_out`.
 """
 
 import re
@@ -61,7 +61,7 @@ class Placement:
 
 
 @dataclass(frozen=True)
-class Plan:
+class ExportPlan:
     """A recipe laid out on a model: see `plan_model`."""
 
     recipe: Recipe
@@ -161,17 +161,17 @@ class Plan:
         nn.quantize(model, class_predicate=lambda path, module: wanted.get(path, False))
 
 
-def plan_model(model: nn.Module, recipe: Recipe, *, carried_bytes: int = 0) -> Plan:
+def plan_model(model: nn.Module, recipe: Recipe, *, carried_bytes: int = 0) -> ExportPlan:
     """Lay `recipe` out on `model`, which is not changed and whose arrays are not read.
 
     A width is never below what mlx-lm's model class protects (its `quant_predicate`). A group size
     that does not divide a module's width is replaced by the largest smaller one that does; if there
-    is none the module stays unquantized. Both are told in `Plan.notes`.
+    is none the module stays unquantized. Both are told in `ExportPlan.notes`.
 
     Args:
         model: an mlx-lm model.
         recipe: what each kind of module gets.
-        carried_bytes: of the files besides the weights, for `Plan.folder_bytes`.
+        carried_bytes: of the files besides the weights, for `ExportPlan.folder_bytes`.
     """
     protect = getattr(model, "quant_predicate", None)
     casts = _cast_predicate(model)
@@ -205,7 +205,7 @@ def plan_model(model: nn.Module, recipe: Recipe, *, carried_bytes: int = 0) -> P
             Placement(path, kind, parameters, sum(sizes.values()), bits, group_size, mode, note)
         )
     largest = max(sum(array.nbytes for array in arrays.values()) for _, _, arrays in modules)
-    return Plan(recipe, tuple(placements), largest, carried_bytes, _cache_bytes(model))
+    return ExportPlan(recipe, tuple(placements), largest, carried_bytes, _cache_bytes(model))
 
 
 def _wanted_bits(

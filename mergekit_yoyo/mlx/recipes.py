@@ -10,7 +10,6 @@ of mixtures of experts; `qxHLp4` is the thinner form, every fourth layer of its 
 these is a field of `Recipe`.
 """
 
-import difflib
 import itertools
 import re
 from collections.abc import Mapping
@@ -19,7 +18,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from mergekit_yoyo.errors import YoyoError, explain_invalid
+from mergekit_yoyo.errors import YoyoError, explain_invalid, nearest
 from mergekit_yoyo.outside import load_yaml, read_text
 
 AFFINE_WIDTHS = (2, 3, 4, 5, 6, 8)
@@ -135,11 +134,11 @@ def parse_recipe(name: str) -> Recipe:
             period=0 if plain else int(period or 1),
             first_layers=1 if first else 0,
         )
-    near = difflib.get_close_matches(name, recipe_names(), n=5, cutoff=0.3)
+    problem = f"--quant {name}: no such recipe. {nearest(name, recipe_names())}".rstrip()
     raise YoyoError(
-        f"--quant {name}: no such recipe. Nearest: {', '.join(near) or 'none'}. Recipes are "
-        "qxHL[pN][x][-hi] with widths H > L of 2 3 4 5 6 8 (pN: attention at H in every Nth layer "
-        "of its kind), qB[-hi], mxfp4, mxfp8, nvfp4, bf16, fp16, fp32; --list shows them all."
+        f"{problem} Recipes are qxHL[pN][x][-hi] with widths H > L of 2 3 4 5 6 8 (pN: attention "
+        "at H in every Nth layer of its kind), qB[-hi], mxfp4, mxfp8, nvfp4, bf16, fp16, fp32; "
+        "--list shows them all."
     )
 
 

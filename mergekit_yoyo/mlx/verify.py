@@ -1,31 +1,39 @@
 """Does the export compute what transformers computes? And how far does quantization move it?
 
-`graph_difference` compares float32 logits of the unquantized mlx model with transformers' on a few
-prompts; `Drift` compares the folder that was written with the unquantized mlx model.
+Before quantization the float32 logits of the mlx model are compared with transformers' on a few
+prompts, and after it the folder that was written with the unquantized mlx model (`drift`).
 """
 
 import copy
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import mlx.core as mx
-import mlx.nn as nn
 import numpy as np
-from mlx_lm.utils import load_model
-from numpy.typing import NDArray
+import psutil
 
 from mergekit_yoyo.errors import YoyoError
 from mergekit_yoyo.mlx.bridge import Bridge, bridge_config, closing_window
+from mergekit_yoyo.mlx.drift import (
+    Drift,
+    Logits,
+    measure_drift,
+    mlx_logits,
+    running,
+    written_logits,
+)
+from mergekit_yoyo.mlx.opening import Opened
 from mergekit_yoyo.mlx.weights import load_lazily
-from mergekit_yoyo.model.logits import log_softmax
+from mergekit_yoyo.staging import format_bytes
 
 # float32 logits of two right implementations differ by rounding: 1e-6 to 5e-4 of their standard
 # deviation was seen; a wrong rope or a lost window moves them by more than 1e-1.
 MAX_DIFFERENCE = 1e-3
 PROMPT_TOKENS = 48
+FLOAT32_BYTES = 4
+# transformers needs more than the weights while it loads and runs them.
+REFERENCE_OVERHEAD = 1.25
 # A sliding window is made so short for the comparison that it closes within a prompt.
 PROBE_WINDOW = 16
 TEXTS = (
@@ -34,22 +42,6 @@ TEXTS = (
     "def fibonacci(n):\n    a, b = 0, 1\n    for _ in range(n):\n        a, b = b, a + b\n    "
     "return a\n\nQ: What is 17 * 23? A: 17 * 23 = 17 * 20 + 17 * 3 = 340 + 51 = 391.",
 )
-Logits = list[NDArray[np.float32]]
-
-
-@dataclass(frozen=True)
-class Drift:
-    """How far the written model's logits are from the unquantized ones.
-
-    Attributes:
-        max_difference: largest difference, in standard deviations of the unquantized logits.
-        top1_agreement: share of positions where both find the same next token most likely.
-        kl: mean Kullback-Leibler divergence per position, in nats.
-    """
-
-    max_difference: float
-    top1_agreement: float
-    kl: float
 
 
 @dataclass(frozen=True)
@@ -58,6 +50,75 @@ class Verification:
 
     graph_difference: float
     drift: Drift
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The unquantized model's float32 logits on a few prompts, found to be transformers' own.
+
+    Attributes:
+        prompts: token ids.
+        logits: of every position of each.
+        graph_difference: from transformers', as `graph_difference` has it.
+    """
+
+    prompts: list[list[int]]
+    logits: Logits
+    graph_difference: float
+
+    @classmethod
+    def of(cls, opened: Opened) -> "Reference":
+        """Compare the unquantized mlx model with transformers'.
+
+        Raises:
+            YoyoError: one of them cannot run the model, or they do not compute the same.
+        """
+        declared, bridge, context = opened.declared, opened.bridge, opened.context
+        vocabulary = declared.get_text_config().vocab_size
+        prompts = prompts_for(opened.tokenizer, vocabulary, context)
+        difference = graph_difference(opened.folder, bridge, declared, prompts, context=context)
+        check_graph(difference, bridge)
+        model = load_lazily(opened.folder, bridge, declared)
+        return cls(prompts, mlx_logits(model, prompts, float32=True), difference)
+
+    def verification(self, folder: Path, notes: list[str]) -> Verification:
+        """What was compared, and how far the model that was written into `folder` has drifted."""
+        drift = measure_drift(self.logits, written_logits(folder, self.prompts, notes))
+        return Verification(self.graph_difference, drift)
+
+
+def whether_to_verify(asked: bool | None, opened: Opened, parameters: int) -> tuple[bool, str]:
+    """Whether to compare with transformers, and if not, why not.
+
+    Args:
+        asked: by the user; None: if it fits in memory.
+        opened: the checkpoint.
+        parameters: of the model.
+
+    Raises:
+        YoyoError: it was asked for and cannot be done, or it cannot be done and there are doubts.
+    """
+    if asked is False:
+        return False, "not compared with transformers (--no-verify)"
+    needed = int(parameters * FLOAT32_BYTES * REFERENCE_OVERHEAD)
+    available = psutil.virtual_memory().available
+    if opened.declared is None:
+        reason = f"transformers does not know {opened.bridge.config['model_type']}"
+    elif asked is None and needed > available:
+        reason = (
+            f"transformers needs {format_bytes(needed)} of memory; "
+            f"{format_bytes(available)} are free"
+        )
+    else:
+        return True, ""
+    if asked:
+        raise YoyoError(f"--verify: {reason}.")
+    if opened.bridge.doubts:
+        raise YoyoError(
+            f"{'; '.join(opened.bridge.doubts)}. Whether it matters cannot be checked here: "
+            f"{reason}. --no-verify exports it nevertheless."
+        )
+    return False, f"not compared with transformers: {reason}"
 
 
 def prompts_for(tokenizer: Any, vocabulary: int, context: int | None) -> list[list[int]]:
@@ -92,7 +153,7 @@ def graph_difference(
         bridge = bridge_config(declared.to_dict(), declared, context=context)
     expected = _transformers_logits(folder, declared, prompts, context)
     model = load_lazily(folder, bridge, declared, float32=True)
-    with _running("mlx-lm", folder):
+    with running("mlx-lm", folder):
         actual = mlx_logits(model, prompts, float32=True)
     for library, logits in (("transformers", expected), ("mlx", actual)):
         if not all(np.isfinite(array).all() for array in logits):
@@ -124,49 +185,6 @@ def check_graph(difference: float, bridge: Bridge) -> None:
     )
 
 
-def measure_drift(expected: Logits, actual: Logits) -> Drift:
-    """Compare two lists of logits, one array of (positions, vocabulary) per prompt.
-
-    Raises:
-        YoyoError: either logits are not finite.
-    """
-    new, old = np.concatenate(actual), np.concatenate(expected)
-    if not np.isfinite(old).all():
-        raise YoyoError("the unquantized model's logits are not finite: the checkpoint is damaged.")
-    if not np.isfinite(new).all():
-        raise YoyoError("the quantized model's logits are not finite. Choose a wider recipe.")
-    log_p, log_q = log_softmax(old), log_softmax(new)
-    return Drift(
-        max_difference=float(np.abs(new - old).max() / old.std()),
-        top1_agreement=float((new.argmax(-1) == old.argmax(-1)).mean()),
-        kl=float((np.exp(log_p) * (log_p - log_q)).sum(-1).mean()),
-    )
-
-
-def mlx_logits(
-    model: nn.Module, prompts: Sequence[Sequence[int]], *, float32: bool = False
-) -> Logits:
-    """The logits of every position of every prompt; `float32` first widens all weights."""
-    if float32:
-        model.set_dtype(mx.float32)
-    return [np.array(model(mx.array([list(tokens)]))[0].astype(mx.float32)) for tokens in prompts]
-
-
-def written_logits(folder: Path, prompts: Sequence[Sequence[int]], notes: list[str]) -> Logits:
-    """The logits of an export as mlx-lm loads it.
-
-    Where mlx cannot compute in its dtype on this machine (its CPU build has expert layers in
-    float32 only), weights are widened to float32 first, and `notes` tells.
-    """
-    model, _ = load_model(folder)
-    try:
-        return mlx_logits(model, prompts)
-    except RuntimeError as error:
-        notes.append(f"drift measured in float32: mlx on this machine says {error}")
-        with _running("mlx-lm", folder):
-            return mlx_logits(model, prompts, float32=True)
-
-
 def _transformers_logits(
     folder: Path, declared: Any, prompts: Sequence[Sequence[int]], context: int | None
 ) -> Logits:
@@ -190,7 +208,7 @@ def _transformers_logits(
         model = language
     start = _longrope_start(declared, context)
     logits = []
-    with torch.inference_mode(), _running("transformers", folder):
+    with torch.inference_mode(), running("transformers", folder):
         for tokens in prompts:
             inputs = torch.tensor([list(tokens)])
             places = {}
@@ -198,19 +216,6 @@ def _transformers_logits(
                 places["position_ids"] = torch.arange(len(tokens))[None] + start
             logits.append(model(inputs, use_cache=False, **places).logits[0].float().numpy())
     return logits
-
-
-@contextmanager
-def _running(library: str, folder: Path) -> Iterator[None]:
-    """A forward pass that fails, whatever in the model is the reason, as one sentence."""
-    try:
-        yield
-    except Exception as error:  # models of every kind fail in ways of their own
-        reason = str(error).strip().splitlines()[:1] or [type(error).__name__]
-        raise YoyoError(
-            f"{folder}: {library} cannot run the model ({reason[0]}). Is it whole, and is the "
-            "tokenizer its own?"
-        ) from None
 
 
 def _longrope_start(declared: Any, context: int | None) -> int:

@@ -1,0 +1,88 @@
+"""How far an mlx model's logits are from others: drift by quantization, on a few prompts."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+from mlx_lm.utils import load_model
+from numpy.typing import NDArray
+
+from mergekit_yoyo.errors import YoyoError
+from mergekit_yoyo.model.logits import log_softmax
+
+Logits = list[NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
+class Drift:
+    """How far the written model's logits are from the unquantized ones.
+
+    Attributes:
+        max_difference: largest difference, in standard deviations of the unquantized logits.
+        top1_agreement: share of positions where both find the same next token most likely.
+        kl: mean Kullback-Leibler divergence per position, in nats.
+    """
+
+    max_difference: float
+    top1_agreement: float
+    kl: float
+
+
+def measure_drift(expected: Logits, actual: Logits) -> Drift:
+    """Compare two lists of logits, one array of (positions, vocabulary) per prompt.
+
+    Raises:
+        YoyoError: either logits are not finite.
+    """
+    new, old = np.concatenate(actual), np.concatenate(expected)
+    if not np.isfinite(old).all():
+        raise YoyoError("the unquantized model's logits are not finite: the checkpoint is damaged.")
+    if not np.isfinite(new).all():
+        raise YoyoError("the quantized model's logits are not finite. Choose a wider recipe.")
+    log_p, log_q = log_softmax(old), log_softmax(new)
+    return Drift(
+        max_difference=float(np.abs(new - old).max() / old.std()),
+        top1_agreement=float((new.argmax(-1) == old.argmax(-1)).mean()),
+        kl=float((np.exp(log_p) * (log_p - log_q)).sum(-1).mean()),
+    )
+
+
+def mlx_logits(
+    model: nn.Module, prompts: Sequence[Sequence[int]], *, float32: bool = False
+) -> Logits:
+    """The logits of every position of every prompt; `float32` first widens all weights."""
+    if float32:
+        model.set_dtype(mx.float32)
+    return [np.array(model(mx.array([list(tokens)]))[0].astype(mx.float32)) for tokens in prompts]
+
+
+def written_logits(folder: Path, prompts: Sequence[Sequence[int]], notes: list[str]) -> Logits:
+    """The logits of an export as mlx-lm loads it.
+
+    Where mlx cannot compute in its dtype on this machine (its CPU build has expert layers in
+    float32 only), weights are widened to float32 first, and `notes` tells.
+    """
+    model, _ = load_model(folder)
+    try:
+        return mlx_logits(model, prompts)
+    except RuntimeError as error:
+        notes.append(f"drift measured in float32: mlx on this machine says {error}")
+        with running("mlx-lm", folder):
+            return mlx_logits(model, prompts, float32=True)
+
+
+@contextmanager
+def running(library: str, folder: Path) -> Iterator[None]:
+    """A forward pass that fails, whatever in the model is the reason, as one sentence."""
+    try:
+        yield
+    except Exception as error:  # models of every kind fail in ways of their own
+        reason = str(error).strip().splitlines()[:1] or [type(error).__name__]
+        raise YoyoError(
+            f"{folder}: {library} cannot run the model ({reason[0]}). Is it whole, and is the "
+            "tokenizer its own?"
+        ) from None

@@ -1,0 +1,130 @@
+"""What an export knows before it reads a weight: source, bridge, mlx model, plan."""
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import mlx.nn as nn
+from mlx_lm.tokenizer_utils import TokenizerWrapper
+from mlx_lm.utils import load_config, load_tokenizer
+
+from mergekit_yoyo.errors import YoyoError
+from mergekit_yoyo.mlx.bridge import Bridge, bridge_config, declared_config
+from mergekit_yoyo.mlx.plan import ExportPlan, plan_model
+from mergekit_yoyo.mlx.recipes import Recipe, parse_recipe
+from mergekit_yoyo.mlx.source import Source, open_source
+from mergekit_yoyo.mlx.weights import (
+    left_out,
+    load_lazily,
+    packed_layout,
+    skeleton,
+    stored_dtype,
+    unpack,
+)
+
+if TYPE_CHECKING:
+    from mergekit_yoyo.model.layout import LayoutPlan
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A checkpoint that mlx-lm has a model for.
+
+    Attributes:
+        source: the checkpoint.
+        bridge: what mlx-lm is to be told about it.
+        declared: its config as transformers understands it, if it does.
+        context: tokens that the export is meant for; None: the model's own length.
+        folder: of the weights that mlx-lm reads: the source's, or where experts were unpacked.
+        layout: how packed experts must be unpacked first; None: mlx-lm reads `folder` as it is.
+    """
+
+    source: Source
+    bridge: Bridge
+    declared: Any
+    context: int | None
+    folder: Path
+    layout: "LayoutPlan | None" = None
+
+    @cached_property
+    def model(self) -> nn.Module:
+        """mlx-lm's model, its arrays yet to be read; shapes alone while `layout` asks for work."""
+        if self.layout is not None:
+            return skeleton(self.bridge, stored_dtype(self.folder))
+        return load_lazily(self.folder, self.bridge, self.declared)
+
+    @cached_property
+    def tokenizer(self) -> TokenizerWrapper:
+        """The checkpoint's, or a refusal."""
+        folder = self.source.folder
+        try:
+            return load_tokenizer(folder)
+        except Exception as error:  # tokenizers of every kind fail in ways of their own
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            raise YoyoError(f"{folder}: its tokenizer cannot be loaded: {lines[0]}") from None
+
+    def check_tokenizer(self) -> None:
+        """Refuse a checkpoint whose tokenizer cannot be loaded."""
+        _ = self.tokenizer
+
+    def plan(self, recipe: Recipe | str) -> ExportPlan:
+        """A recipe laid out on the model."""
+        return plan_model(self.model, named(recipe), carried_bytes=carried_bytes(self.source))
+
+    def unpacked(self, folder: Path) -> "Opened":
+        """This checkpoint with its experts unpacked into a new `folder`, if they must be."""
+        if self.layout is None:
+            return self
+        folder.mkdir()
+        unpack(self.folder, self.layout, folder)
+        return replace(self, folder=folder, layout=None)
+
+    @property
+    def unpacked_bytes(self) -> int:
+        """What `unpacked` writes."""
+        return sum(info.nbytes for info in self.layout.targets.values()) if self.layout else 0
+
+    def notes(self) -> list[str]:
+        """What a person should know of the export, whatever the recipe."""
+        found = [
+            f"left out: {part} ({count:,} parameters), which mlx-lm's model does not read"
+            for part, count in left_out(self.bridge, self.declared, self.folder).items()
+        ]
+        text = self.declared and self.declared.get_text_config()
+        length = getattr(text, "max_position_embeddings", None) or 2**62
+        if self.context is not None and self.context < length:
+            found.append(f"made for conversations of up to {self.context:,} tokens (--max-context)")
+        return [*self.bridge.doubts, *found]
+
+
+def open_checkpoint(
+    source: str | Path, *, context: int | None = None, revision: str | None = None
+) -> Opened:
+    """Open a checkpoint: `export_model` has the arguments and the errors."""
+    checkpoint = open_source(source, revision=revision)
+    if context is not None and context < 1:
+        raise YoyoError(f"--max-context: expected at least 1 token; got {context}.")
+    declared = declared_config(checkpoint.folder)
+    bridge = bridge_config(load_config(checkpoint.folder), declared, context=context)
+    found = Opened(checkpoint, bridge, declared, context, checkpoint.folder)
+    try:
+        _ = found.model
+    except YoyoError:
+        layout = packed_layout(found.folder, declared)
+        if layout is None:
+            raise
+        return replace(found, layout=layout)
+    return found
+
+
+def named(recipe: Recipe | str) -> Recipe:
+    """A recipe, or the one of this name."""
+    return parse_recipe(recipe) if isinstance(recipe, str) else recipe
+
+
+def carried_bytes(source: Source) -> int:
+    """Tokenizer and other files as they are; config.json and card about as long as theirs."""
+    card = source.folder / "README.md"
+    files = [*source.carried_files(), source.folder / "config.json", *([card] * card.exists())]
+    return sum(path.stat().st_size for path in files)

@@ -1,0 +1,58 @@
+"""Plans and exports for the terminal."""
+
+import sys
+
+from rich.console import Console
+from rich.table import Table
+
+from mergekit_yoyo.mlx.export import Export
+from mergekit_yoyo.mlx.plan import ExportPlan
+from mergekit_yoyo.staging import format_bytes
+
+_PIPE_COLUMNS = 160  # a pipe has no width
+
+
+def show_plans(plans: list[ExportPlan]) -> None:
+    """Print what the recipes of one model come to, the smallest first."""
+    table = Table("recipe", "bits per weight", "size")
+    for plan in sorted(plans, key=lambda plan: plan.bytes):
+        table.add_row(plan.recipe.name, f"{plan.bits_per_weight:.2f}", format_bytes(plan.bytes))
+    _console().print(table)
+
+
+def show_plan(plan: ExportPlan) -> None:
+    """Print what each kind of module gets."""
+    table = Table(
+        title=f"{plan.recipe.name}: {plan.bits_per_weight:.2f} bits per weight, "
+        f"{format_bytes(plan.folder_bytes)}",
+        caption=f"memory: about {format_bytes(plan.converting_bytes)} to convert, "
+        f"{format_bytes(plan.running_bytes)} to run (4,096 tokens)",
+        show_footer=True,
+    )
+    footer = ("all", f"{plan.bits_per_weight:.2f}", "", str(len(plan.placements)))
+    headers = ("modules", "bits", "group size", "count")
+    for header, total in zip(headers, footer, strict=True):
+        table.add_column(header, total)
+    table.add_column("parameters", f"{plan.parameters:,}", justify="right")
+    table.add_column("size", format_bytes(plan.bytes), justify="right")
+    for *words, parameters, size in plan.rows():
+        table.add_row(*map(str, words), f"{parameters:,}", format_bytes(size))
+    _console().print(table)
+
+
+def show_export(made: Export) -> None:
+    """Print what was made, and how it compares."""
+    show_plan(made.plan)
+    if made.verification:
+        drift = made.verification.drift
+        _console().print(
+            f"against transformers, unquantized: {made.verification.graph_difference:.1e} of the "
+            f"logits' standard deviation\nas written: top-1 agreement {drift.top1_agreement:.1%}, "
+            f"KL {drift.kl:.2g} nats per token, largest difference {drift.max_difference:.2g}"
+        )
+
+
+def _console() -> Console:
+    # names and regular expressions may hold brackets
+    width = None if sys.stdout.isatty() else _PIPE_COLUMNS
+    return Console(markup=False, highlight=False, soft_wrap=True, width=width)
