@@ -2,22 +2,25 @@
 
     python benchmarks/quality/bench.py                        # SmolLM2-135M, code, german, headers
     python benchmarks/quality/bench.py --broken --write       # and a broken further model
+    python benchmarks/quality/bench.py --small                # few methods and blocks: minutes
 
-Trains what is missing (`train.py`), merges in memory by the formulas of mergekit's `linear` and
-`task_arithmetic` and by `fuse`, rounds to bfloat16 as `mergekit-yaml` would, and prints the mean
-loss (nats a token) with the error of its difference from `linear`, paired over blocks. Every row is
-kept in the cache, so that a run goes on where it stopped. Task arithmetic has the factor that is
-best on the held-out text itself, which no user can know.
+Trains what is missing (`train.py`), merges in memory by the methods of `methods.py`, rounds to
+bfloat16 as `mergekit-yaml` would, and prints the mean loss (nats a token) with the error of its
+difference from `linear`, paired over blocks. Every row is kept in the cache, so that a run goes on
+where it stopped. Where a method has several settings, the one that is best on the held-out text
+itself stands in the table, which no user can know.
 """
 
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from functools import cache as once
 from pathlib import Path
 
 import click
 import numpy as np
 import torch
+from methods import METHODS, Method, Weights
 from models import BASES, CACHE, DOMAINS, base_folder, texts_of
 from safetensors.torch import load_file
 from torch import Tensor
@@ -26,60 +29,14 @@ from train import expert_folder
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from mergekit_yoyo.algorithm import fuse
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from pages import show, write_option
 
 BLOCKS, LENGTH, BATCH = 8, 256, 4
-FACTORS = (0.5, 0.65, 0.8)
+SMALL_BLOCKS = 2
 SEED = 5
-Weights = Mapping[str, Tensor]
-Merge = Callable[[Weights, list[Weights]], Weights]
-
-
-def by_fuse(*, anchored: bool = False, **options: object) -> Merge:
-    """A merge by our method, tensor by tensor."""
-
-    def merge(base: Weights, experts: list[Weights]) -> Weights:
-        center = {"center": "anchor", "anchor": 0} if anchored else {}
-        return {
-            name: fuse(
-                [*([base[name]] if anchored else []), *(x[name] for x in experts)],
-                kind="embedding" if "embed_tokens" in name else "auto",
-                **options,
-                **center,
-            ).tensor
-            for name in base
-        }
-
-    return merge
-
-
-def around_base(factor: float | None) -> Merge:
-    """Task arithmetic; None is the mean."""
-
-    def merge(base: Weights, experts: list[Weights]) -> Weights:
-        share = 1 / len(experts) if factor is None else factor
-        return {
-            name: x + share * sum(expert[name] - x for expert in experts)
-            for name, x in base.items()
-        }
-
-    return merge
-
-
-METHODS: dict[str, Merge] = {
-    "linear": around_base(None),
-    "recall, base as anchor": by_fuse(anchored=True, consensus="recall"),
-    **{f"task arithmetic, {factor:g}": around_base(factor) for factor in FACTORS},
-    "recall": by_fuse(consensus="recall"),
-    "tukey": by_fuse(),
-    "recall, base as anchor, ridge 3": by_fuse(anchored=True, consensus="recall", ridge=3.0),
-    "recall, base as anchor, prior 1": by_fuse(anchored=True, consensus="recall", recall_prior=1.0),
-    "recall, ridge 3": by_fuse(consensus="recall", ridge=3.0),
-    "recall, twice the strength": by_fuse(consensus="recall", recall_strength=4.0),
-}
+GROUPS = ("ours", "mergekit's", "of papers")
+Losses = Mapping[str, list[float]]
 
 
 def half(weights: Weights) -> Weights:
@@ -87,21 +44,21 @@ def half(weights: Weights) -> Weights:
     return {name: x.to(torch.bfloat16) for name, x in weights.items()}
 
 
-def blocks_of(base: str, domain: str, cache: Path) -> Tensor:
-    """[BLOCKS, LENGTH] token ids, evenly from the held-out text of a domain."""
+def blocks_of(base: str, domain: str, cache: Path, count: int) -> Tensor:
+    """[count, LENGTH] token ids, evenly from the held-out text of a domain."""
     tokenizer = AutoTokenizer.from_pretrained(base_folder(base, cache))
     ids = torch.tensor(tokenizer(texts_of(domain, cache)[1], verbose=False).input_ids)
-    starts = np.linspace(0, len(ids) - LENGTH, BLOCKS).astype(int)
+    starts = np.linspace(0, len(ids) - LENGTH, count).astype(int)
     return torch.stack([ids[start : start + LENGTH] for start in starts])
 
 
 class Reader:
     """A model that reads the blocks of some domains with any weights, in float32."""
 
-    def __init__(self, base: str, domains: tuple[str, ...], cache: Path) -> None:
+    def __init__(self, base: str, domains: tuple[str, ...], cache: Path, count: int) -> None:
         folder = base_folder(base, cache)
         self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-        self.blocks = {domain: blocks_of(base, domain, cache) for domain in domains}
+        self.blocks = {domain: blocks_of(base, domain, cache, count) for domain in domains}
 
     def losses(self, weights: Weights) -> dict[str, list[float]]:
         """Mean loss of each block, by domain."""
@@ -129,50 +86,115 @@ def broken(base: Weights) -> Weights:
     }
 
 
-def table(results: Mapping[str, dict[str, list[float]]], domains: tuple[str, ...]) -> list[str]:
-    """Losses by domain, their mean, and its difference from linear with a paired error."""
+def grams(base: str, domain: str, cache: Path) -> Weights:
+    """Of an expert, X^T X of the inputs of each linear layer on its own training text."""
+    folder = expert_folder(base, domain, cache)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    ids = torch.tensor(tokenizer(texts_of(domain, cache)[0], verbose=False).input_ids)
+    starts = np.linspace(0, len(ids) - LENGTH, BLOCKS).astype(int)
+    found: dict[str, Tensor] = {}
+
+    def listen(name: str) -> None:
+        def hear(_: torch.nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            rows = inputs[0].flatten(0, -2)
+            found[name] = found.get(name, 0) + rows.T @ rows
+
+        model.get_submodule(name.removesuffix(".weight")).register_forward_pre_hook(hear)
+
+    for name, module in model.model.named_modules():
+        if isinstance(module, torch.nn.Linear):
+            listen(f"model.{name}.weight")
+    with torch.inference_mode():
+        for start in starts:
+            model(input_ids=ids[None, start : start + LENGTH], use_cache=False)
+    return found
+
+
+def against(losses: Losses, linear: Losses, domains: tuple[str, ...]) -> tuple[float, float]:
+    """The mean difference from linear, and its error; a block of each domain is one observation."""
+    off = np.mean([np.subtract(losses[d], linear[d]) for d in domains], axis=0)
+    return float(off.mean()), float(off.std(ddof=1) / len(off) ** 0.5)
+
+
+def mean_of(losses: Losses) -> float:
+    """The mean loss over domains."""
+    return float(np.mean([np.mean(values) for values in losses.values()]))
+
+
+def table(results: Mapping[str, Losses], domains: tuple[str, ...]) -> list[str]:
+    """Losses by domain, their mean, and its difference from linear with a paired error: inputs
+    first, then all methods, the best first."""
+    inputs = ["base alone", *(f"expert: {domain}" for domain in domains)]
+    rows = [("input", label, results[label]) for label in inputs]
+    merged = []
+    for method in METHODS:
+        tried = {s: results[_key(method, s)] for s in method.settings if _key(method, s) in results}
+        if tried:
+            best = min(tried, key=lambda setting: mean_of(tried[setting]))
+            label = method.label + (f" ({best}, best of {len(tried)})" if len(tried) > 1 else "")
+            merged.append((GROUPS[method.group], label, tried[best]))
+    merged.sort(key=lambda row: mean_of(row[2]))
     lines = [
-        f"| | {' | '.join(domains)} | mean | against linear |",
-        "|---|" + "---:|" * (len(domains) + 2),
+        f"| | whose | {' | '.join(domains)} | mean | against linear |",
+        "|---|---|" + "---:|" * (len(domains) + 2),
     ]
-    linear = np.array([results["linear"][domain] for domain in domains])
-    for label, found in results.items():
-        losses = np.array([found[domain] for domain in domains])
-        off = (losses - linear).mean(0)  # a block of each domain is one observation
-        error = off.std(ddof=1) / len(off) ** 0.5
-        cells = [f"{x:.4f}" for x in (*losses.mean(1), losses.mean())]
-        against = "" if label == "linear" else f"{off.mean():+.4f} ± {error:.4f}"
-        lines.append(f"| {label} | {' | '.join(cells)} | {against} |")
+    for whose, label, losses in [*rows, *merged]:
+        off, error = against(losses, results["linear"], domains)
+        cells = [f"{np.mean(losses[domain]):.4f}" for domain in domains]
+        shown = "" if label == "linear" else f"{off:+.4f} ± {error:.4f}"
+        name = f"**{label}**" if whose == "ours" else label
+        cells.append(f"{mean_of(losses):.4f}")
+        lines.append(f"| {name} | {whose} | {' | '.join(cells)} | {shown} |")
     return lines
+
+
+def _key(method: Method, setting: str) -> str:
+    return f"{method.label}, {setting}" if setting else method.label
 
 
 @click.command(help=__doc__.split("\n\n")[0])
 @click.option("--base", type=click.Choice(list(BASES)), default="smollm2-135m", show_default=True)
 @click.option("--domain", "domains", multiple=True, type=click.Choice(DOMAINS), default=DOMAINS[:3])
 @click.option("--broken", "spoiled", is_flag=True, help="Merge a broken further model in.")
+@click.option("--small", is_flag=True, help="Few methods and blocks.")
 @click.option("--cache", type=click.Path(path_type=Path), default=CACHE, show_default=True)
 @write_option
-def main(base: str, domains: tuple[str, ...], spoiled: bool, cache: Path, write: bool) -> None:
+def main(
+    base: str, domains: tuple[str, ...], spoiled: bool, small: bool, cache: Path, write: bool
+) -> None:
     transformers_logging.disable_progress_bar()
+    if small and write:
+        raise click.UsageError("--small is a look: the tables of docs are made without it.")
     origin = half(load_file(base_folder(base, cache) / "model.safetensors"))
     folders = [expert_folder(base, domain, cache) for domain in domains]
     experts = [half(load_file(folder / "model.safetensors")) for folder in folders]
-    reader = Reader(base, domains, cache)
+    reader = Reader(base, domains, cache, SMALL_BLOCKS if small else BLOCKS)
     name = f"{base}-{len(domains)}{'-broken' if spoiled else ''}"
-    kept = cache / f"results-{name}-{'-'.join(domains)}.json"
+    kept = cache / f"results-{name}-{'-'.join(domains)}{'-small' if small else ''}.json"
     results = json.loads(kept.read_text()) if kept.is_file() else {}
     inputs = [*experts, broken(origin)] if spoiled else experts
-    merges: dict[str, Callable[[], Weights]] = {
-        "base alone": lambda: origin,
-        **{f"expert: {d}": lambda x=x: x for d, x in zip(domains, experts, strict=True)},
-        **{label: lambda merge=merge: merge(origin, inputs) for label, merge in METHODS.items()},
-    }
-    for label, made in merges.items():
+
+    def tell(label: str, losses: Losses) -> None:
+        results[label] = losses
+        click.echo(f"{label}: {mean_of(losses):.4f}", err=True)
+        kept.write_text(json.dumps(results))
+
+    @once
+    def moments() -> list[Weights]:
+        return [grams(base, domain, cache) for domain in domains]
+
+    for label, weights in [
+        ("base alone", origin),
+        *((f"expert: {d}", x) for d, x in zip(domains, experts, strict=True)),
+    ]:
         if label not in results:
-            results[label] = reader.losses(half(made()))
-            mean = np.mean(list(results[label].values()))
-            click.echo(f"{label}: {mean:.4f}", err=True)
-            kept.write_text(json.dumps(results))
+            tell(label, reader.losses(weights))
+    for method in METHODS:
+        takes = method.only in (None, len(inputs)) and not (spoiled and method.reads)
+        for setting, merge in method.settings.items() if takes and small <= method.small else ():
+            if (label := _key(method, setting)) not in results:
+                tell(label, reader.losses(half(merge(origin, inputs, moments))))
     show(table(results, domains), "quality.md", f"quality-{name}", write=write)
 
 
