@@ -1,6 +1,6 @@
 """What an export costs beside plain `mlx_lm.convert` with the same bits: time and peak memory.
 
-    python benchmarks/mlx_cost.py
+    python benchmarks/mlx_cost.py            # --write puts the line into docs/mlx.md
 
 makes a random bfloat16 Llama of 0.6 billion parameters whose config plain mlx-lm reads correctly,
 and converts it with both commands in turn, each in a process of its own. Verification is switched
@@ -18,6 +18,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import click
+from pages import show, write_option
 
 BITS = 6
 PLAIN = ["-m", "mlx_lm", "convert", "-q", "--q-bits", f"{BITS}", "--q-group-size", "64"]
@@ -27,7 +28,8 @@ OURS = ["-m", "mergekit_yoyo", "mlx", "--quant", f"q{BITS}", "--no-verify"]
 @click.command(help="Compares time and peak memory with plain mlx_lm.convert.")
 @click.option("--runs", default=5, show_default=True)
 @click.option("--layers", default=20, show_default=True, help="25 million parameters each.")
-def main(runs: int, layers: int) -> None:
+@write_option
+def main(runs: int, layers: int, write: bool) -> None:
     with tempfile.TemporaryDirectory() as folder:
         source, target = Path(folder) / "source", Path(folder) / "target"
         # In a process of its own: Linux counts the memory of a parent as its children's.
@@ -44,18 +46,23 @@ def main(runs: int, layers: int) -> None:
                 costs[name].append(run(command))
                 sizes[name] = (target / "model.safetensors").stat().st_size
                 shutil.rmtree(target)
-    click.echo(f"{parameters / 1e6:.0f} million parameters, {BITS} bits, {runs} runs, medians:")
     medians = {
         name: tuple(statistics.median(column) for column in zip(*cost, strict=True))
         for name, cost in costs.items()
     }
+    lines = [
+        f"{parameters / 1e6:.0f} million parameters, {BITS} bits, medians of {runs} runs in turn, "
+        "without verification:",
+        "",
+        "| | time | processor time | peak memory | written |",
+        "|---|---:|---:|---:|---:|",
+    ]
     for name, (seconds, processor, gigabytes) in medians.items():
-        click.echo(
-            f"{name:18} {seconds:6.1f} s, processors {processor:6.1f} s, "
-            f"peak {gigabytes:.2f} GB, wrote {sizes[name]:,} B"
-        )
-    ratios = [b / a for a, b in zip(*medians.values(), strict=True)]
-    click.echo("ratio: time {:.2f}, processors {:.2f}, memory {:.2f}".format(*ratios))
+        cells = (f"{seconds:.1f} s", f"{processor:.1f} s", f"{gigabytes:.2f} GB")
+        lines.append(f"| `{name}` | {' | '.join(cells)} | {sizes[name] / 1e6:.1f} MB |")
+    ratios = [f"{b / a:.2f}" for a, b in zip(*medians.values(), strict=True)]
+    lines.append(f"| ratio | {' | '.join(ratios)} | |")
+    show(lines, "mlx.md", "mlx-cost", write=write)
 
 
 def make_model(folder: Path, layers: int) -> int:

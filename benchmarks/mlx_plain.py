@@ -1,6 +1,6 @@
 """What plain mlx-lm computes from models saved by transformers: right, wrong, or an error.
 
-    python benchmarks/mlx_plain.py
+    python benchmarks/mlx_plain.py           # --write puts the count into docs/mlx.md
 
 for every config that our export computes rightly (`tests/mlx_families.py`): float32 logits of
 `mlx_lm.utils.load_model` on the folder as transformers saved it, against transformers.
@@ -9,6 +9,7 @@ for every config that our export computes rightly (`tests/mlx_families.py`): flo
 import sys
 import tempfile
 from collections import Counter
+from importlib.metadata import version
 from pathlib import Path
 
 import click
@@ -16,6 +17,7 @@ import mlx.core as mx
 import numpy as np
 import torch
 from mlx_lm.utils import load_model
+from pages import show, write_option
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 from mlx_families import RIGHT, tiny_model
@@ -43,13 +45,19 @@ def outcome(name: str) -> str:
 
 
 @click.command(help="Counts the configs of the parity matrix that plain mlx-lm computes rightly.")
-def main() -> None:
+@write_option
+def main(write: bool) -> None:
     counts: Counter[str] = Counter()
     for name in RIGHT:
         found = outcome(name)
         counts[found.partition(":")[0]] += 1
-        click.echo(f"{name:24} {found}")
-    click.echo(f"{len(RIGHT)} configs: " + ", ".join(f"{n} {word}" for word, n in counts.items()))
+        click.echo(f"{name:24} {found}", err=True)
+    line = (
+        f"Of {len(RIGHT)} configs of tiny models, saved by transformers {version('transformers')}, "
+        f"plain mlx-lm {version('mlx-lm')} computes {counts['right']} rightly and "
+        f"{counts['wrong']} silently wrongly, and stops at {counts['error']}."
+    )
+    show(line, "mlx.md", "mlx-plain", write=write)
 
 
 if __name__ == "__main__":
