@@ -55,7 +55,7 @@ def explain_invalid(error: "ValidationError", data: Any, fields: Iterable[str] =
     told = {detail["loc"][:1] for detail in details if not detail["type"].endswith("_type")}
     problems = []
     for detail in details:
-        kind, place = detail["type"], _place(detail["loc"], data)
+        kind, place = detail["type"], ".".join(map(str, path_in(data, detail["loc"])))
         if kind.endswith("_type") and detail["loc"][:1] in told:
             continue
         problem = re.sub(r"^Value error, | or instance of \w+$", "", detail["msg"])
@@ -67,9 +67,10 @@ def explain_invalid(error: "ValidationError", data: Any, fields: Iterable[str] =
     return "; ".join(problems)
 
 
-def _place(location: Sequence[str | int], data: Any) -> str:
-    """Where in `data` a value was refused: keys and numbers; nothing if it is `data` as a whole."""
-    place = []
+def path_in(data: Any, location: Sequence[str | int]) -> list[str | int]:
+    """Where in `data` a value was refused: the keys and numbers of pydantic's location, without the
+    names that it gives to alternatives; empty if it is `data` as a whole."""
+    path: list[str | int] = []
     for part in location:
         if (isinstance(data, Mapping) and part in data) or (
             isinstance(data, list) and isinstance(part, int)
@@ -77,5 +78,5 @@ def _place(location: Sequence[str | int], data: Any) -> str:
             data = data[part]  # type: ignore[index]
         elif not isinstance(data, Mapping) or part != location[-1]:  # a key may be missing
             continue
-        place.append(str(part))
-    return ".".join(place)
+        path.append(part)
+    return path

@@ -1,20 +1,19 @@
 """What the YAML says that mergekit does not hear: keys, parameters and values, with their place.
 
 mergekit's models accept any key and its resolver asks only for parameters that it knows, so that a
-misspelt one is dropped without a word. Here every key of the file is held against mergekit's own
-models, and every parameter against the specs of the merge method, whichever it is.
+misspelt one is dropped without a word. Here mergekit's own models are asked to forbid keys that
+they lack, and every parameter is held against the specs of the merge method, whichever it is.
 """
 
 import importlib.resources
 import re
 from collections.abc import Iterator
-from types import UnionType
-from typing import TYPE_CHECKING, Any, NamedTuple, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from mergekit_yoyo.errors import close_to, explain_invalid, nearest
+from mergekit_yoyo.errors import close_to, explain_invalid, nearest, path_in
 from mergekit_yoyo.inspection.remark import Remark, error, some, warning
 from mergekit_yoyo.model.merge_yaml import MergeYaml
 from mergekit_yoyo.outside import load_yaml
@@ -39,18 +38,14 @@ class Setting(NamedTuple):
 
 def check_settings(merge_yaml: MergeYaml) -> list[Remark]:
     """All that mergekit would drop or refuse in the file, without looking at a model."""
-    from mergekit.config import MergeConfiguration
-
     method = method_of(merge_yaml)
     remarks = [
         error(
             f"{place or 'top level'}: mergekit knows no key {key} here and drops it without a "
             f"word{MULTI_HINT if key == 'name' and not place else ''}. "
-            f"{_belongs(key, place, method) or nearest(key, choices)}"
+            f"{_belongs(key, place, method) or nearest(key, _keys())}"
         )
-        for place, key, choices in _unknown(
-            load_yaml(merge_yaml.text, "the merge YAML"), [MergeConfiguration], ""
-        )
+        for place, key in _unknown(load_yaml(merge_yaml.text, "the merge YAML"))
     ]
     remarks += _check_names(merge_yaml.config)
     remarks += _check_numbers(merge_yaml.text)
@@ -235,32 +230,30 @@ def _check_names(config: "MergeConfiguration") -> Iterator[Remark]:
             )
 
 
-def _unknown(value: Any, kinds: list[Any], place: str) -> Iterator[tuple[str, str, list[str]]]:
-    """Keys in `value`, raw YAML, that mergekit's types for it lack: place, key, those they have."""
-    kinds = [kind for option in kinds for kind in _alternatives(option)]
-    if isinstance(value, list):
-        inner = [part for k in kinds if get_origin(k) in (list, tuple) for part in get_args(k)]
-        for k, item in enumerate(value):
-            yield from _unknown(item, inner, f"{place}[{k}]")
-    if not isinstance(value, dict):
-        return
-    models = [k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)]
-    prefix = f"{place}." if place else ""
-    if models:
-        model = max(models, key=lambda m: len(m.model_fields.keys() & value.keys()))
-        for key, item in value.items():
-            if key in model.model_fields:
-                kind = model.model_fields[key].annotation
-                yield from _unknown(item, [kind], f"{prefix}{key}")
-            else:
-                yield place, str(key), list(model.model_fields)
-        return
-    inner = [get_args(k)[1] for k in kinds if get_origin(k) is dict]
-    for key, item in value.items():
-        yield from _unknown(item, inner, f"{prefix}{key}")
+def _unknown(data: Any) -> dict[tuple[str, str], None]:
+    """Keys of the raw YAML that mergekit's models lack, as (place, key), in order."""
+    from mergekit.config import MergeConfiguration
+
+    try:
+        MergeConfiguration.model_validate(data, extra="forbid")
+    except ValidationError as wrong:
+        found = [detail["loc"] for detail in wrong.errors() if detail["type"] == "extra_forbidden"]
+        paths = [path_in(data, location) for location in found]
+        return {(_shown(path[:-1]), str(path[-1])): None for path in paths}
+    return {}
 
 
-def _alternatives(kind: Any) -> list[Any]:
-    if get_origin(kind) in (Union, UnionType):
-        return [part for option in get_args(kind) for part in _alternatives(option)]
-    return [kind]
+def _shown(path: list[str | int]) -> str:
+    """`models[0].parameters`."""
+    parts = (f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
+    return "".join(parts).removeprefix(".")
+
+
+def _keys() -> list[str]:
+    """Every key that mergekit's models have anywhere."""
+    from mergekit import config
+    from mergekit.tokenizer import config as tokenizer
+
+    kinds = [*vars(config).values(), *vars(tokenizer).values()]
+    models = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
+    return list(dict.fromkeys(key for model in models for key in model.model_fields))
