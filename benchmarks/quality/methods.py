@@ -29,7 +29,7 @@ class Method:
         label: in the table.
         settings: by name; one of the name "" is the method as it comes.
         group: 0 ours, 1 mergekit's, 2 papers'.
-        only: the number of experts that it takes; None: any.
+        only: the number of models with which it is shown; None: any.
         small: whether `--small` has it.
         reads: whether it asks for the inputs of the experts, which a broken model has none of.
     """
@@ -101,10 +101,9 @@ def _scaled(of_matrix: rivals.OfMatrix, *factors: float) -> dict[str, Merge]:
 
 _SPARSE = {
     f"density {density:g}, lambda {factor:g}": {"density": density, "lambda": factor}
-    for density in (0.2, 0.5, 0.8)
-    for factor in (1.0, 1.5)
+    for density, factor in ((0.5, 1.0), (0.5, 1.5), (0.2, 1.5))
 }
-_FACTORS = (0.3, 0.4, 0.5, 0.65, 0.8, 1.0)
+_FACTORS = (0.4, 0.5, 0.65, 0.8)
 
 
 def _first_is_base(_: Weights, experts: list[Weights], grams: Grams) -> Weights:
@@ -129,13 +128,13 @@ METHODS = [
     Method("recall, twice the strength", _recall(recall_strength=4.0), 0),
     Method("tukey", {"": ours()}, 0, small=True),
     Method("tukey, base as anchor", {"": ours(anchored=True)}, 0),
-    Method("tukey, coordinate_median", {"": ours(center="coordinate_median")}, 0),
-    Method("tukey, welsch", {"": ours(weight_function="welsch")}, 0),
-    Method("tukey, deviations: median", {"": ours(deviations="median")}, 0),
-    Method("tukey, rank_by: principal", {"": ours(rank_by="principal")}, 0),
-    Method("tukey, rank_by: noise", {"": ours(rank_by="noise")}, 0),
-    Method("tukey, scale_by: root", {"": ours(scale_by="root")}, 0),
-    Method("tukey, matrix_boost", {"": ours(matrix_boost=True)}, 0),
+    Method("tukey, coordinate_median", {"": ours(center="coordinate_median")}, 0, only=3),
+    Method("tukey, welsch", {"": ours(weight_function="welsch")}, 0, only=3),
+    Method("tukey, deviations: median", {"": ours(deviations="median")}, 0, only=3),
+    Method("tukey, rank_by: principal", {"": ours(rank_by="principal")}, 0, only=3),
+    Method("tukey, rank_by: noise", {"": ours(rank_by="noise")}, 0, only=3),
+    Method("tukey, scale_by: root", {"": ours(scale_by="root")}, 0, only=3),
+    Method("tukey, matrix_boost", {"": ours(matrix_boost=True)}, 0, only=3),
     Method(
         "task arithmetic",
         {f"factor {x:g}": mergekits("task_arithmetic", **{"lambda": x}) for x in _FACTORS},
@@ -145,7 +144,7 @@ METHODS = [
     Method("ties", _grid("ties"), 1),
     Method("dare_ties", _grid("dare_ties", normalize=True), 1),
     Method("della", _grid("della", normalize=True), 1),
-    Method("sce", {f"top {k:g}": mergekits("sce", select_topk=k) for k in (0.2, 0.5, 1.0)}, 1),
+    Method("sce", {f"top {k:g}": mergekits("sce", select_topk=k) for k in (0.5, 1.0)}, 1),
     Method("model_stock", {"": mergekits("model_stock")}, 1),
     Method("karcher", {"": mergekits("karcher", based=False)}, 1),
     Method("multislerp", {"": mergekits("multislerp", based=False)}, 1),
@@ -157,9 +156,9 @@ METHODS = [
     ),
     Method("arcee_fusion", {"": _first_is_base}, 1, only=2),
     Method("TSV-M", _scaled(rivals.tsv_m, 0.65, 1.0), 2),
-    Method("Iso-C", _scaled(rivals.iso_c, 0.65, 1.0, 1.5), 2),
-    Method("Iso-CTS", _scaled(rivals.iso_cts, 0.65, 1.0, 1.5), 2),
-    Method("SVC of task arithmetic", _scaled(rivals.svc, 0.3, 0.5, 0.8), 2),
+    Method("Iso-C", _scaled(rivals.iso_c, 0.65, 1.0), 2),
+    Method("Iso-CTS", _scaled(rivals.iso_cts, 0.65, 1.0), 2),
+    Method("SVC of task arithmetic", _scaled(rivals.svc, 0.5, 0.8), 2),
     Method("WUDI", {"": of_matrices(rivals.wudi)}, 2),
     Method("ACTMat", {"": of_matrices(rivals.actmat)}, 2),
     Method(

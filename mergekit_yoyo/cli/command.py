@@ -113,6 +113,22 @@ def output_folder(target: Path | None, output: Path | None, line: str) -> Path:
     return folder
 
 
+def size_in_bytes(option: str, text: str | None) -> int | None:
+    """`16GB` as a number, None if `text` is.
+
+    Raises:
+        YoyoError: it is no size.
+    """
+    if text is None:
+        return None
+    from huggingface_hub.serialization._base import parse_size_to_int
+
+    try:
+        return int(parse_size_to_int(text.upper()))
+    except ValueError:
+        raise YoyoError(f"{option}: expected a size such as 16GB; got {text}.") from None
+
+
 class Renamed(click.Option):
     """An option that had other names before: they go on working, and are not shown.
 

@@ -6,7 +6,14 @@ from typing import Any
 
 import click
 
-from mergekit_yoyo.cli.command import is_quiet, note, our_command, output_folder, shown_progress
+from mergekit_yoyo.cli.command import (
+    is_quiet,
+    note,
+    our_command,
+    output_folder,
+    shown_progress,
+    size_in_bytes,
+)
 from mergekit_yoyo.cli.places import Kind, Place
 from mergekit_yoyo.errors import YoyoError
 from mergekit_yoyo.merging.early import start_server
@@ -118,7 +125,7 @@ def command(
     if ray:
         crew = Cluster(ray, device, count=workers)
     else:
-        crew = Local(device, count=workers, memory=_bytes("--memory", memory))
+        crew = Local(device, count=workers, memory=size_in_bytes("--memory", memory))
 
     def complete(folder: Path) -> None:
         progress.begin("finishing")
@@ -171,15 +178,3 @@ def _as_mergekit_has_them(options: dict[str, Any]) -> dict[str, Any]:
         raise YoyoError(
             f"--out-shard-size: expected a number with K, M or B behind it, such as 5B; got {size}."
         ) from None
-
-
-def _bytes(option: str, text: str | None) -> int | None:
-    """`16GB` as a number."""
-    if text is None:
-        return None
-    from huggingface_hub.serialization._base import parse_size_to_int
-
-    try:
-        return int(parse_size_to_int(text.upper()))
-    except ValueError:
-        raise YoyoError(f"{option}: expected a size such as 16GB; got {text}.") from None

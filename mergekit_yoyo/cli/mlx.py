@@ -1,18 +1,29 @@
 """`mergekit-yoyo mlx`: parse, call `mergekit_yoyo.mlx`, print."""
 
 from pathlib import Path
+from typing import Literal
 
 import click
 from click.core import ParameterSource
 
 from mergekit_yoyo import mlx
-from mergekit_yoyo.cli.command import note, our_command, output_folder, shown_progress
+from mergekit_yoyo.cli.command import (
+    note,
+    our_command,
+    output_folder,
+    shown_progress,
+    size_in_bytes,
+)
 from mergekit_yoyo.cli.places import Kind, Place
 from mergekit_yoyo.errors import YoyoError
+from mergekit_yoyo.text import parse_texts
 
 UNQUANTIZED: dict[Kind, str] = {
     "an MLX model": "Start from the model that it was made of, whose weights are whole."
 }
+HEEDED_BY_LIST = {"source", "list_recipes", "max_context", "revision", "quiet", "verbose"}
+OF_RECIPES = {"recipe_file", "plan_only", "period", "offset", "projections", "modules"}
+OF_AUTO = {"bpw", "size", "texts", "weights"}
 
 
 @our_command("mlx")
@@ -22,7 +33,27 @@ UNQUANTIZED: dict[Kind, str] = {
     "-o", "--output", metavar="FOLDER", type=click.Path(path_type=Path), help="The same as FOLDER."
 )
 @click.option(
-    "--quant", metavar="NAME", help="Recipe: qx86-hi, qx64, q6, mxfp4, bf16, ... (--list)"
+    "--quant",
+    metavar="NAME",
+    help="Recipe: qx86-hi, qx64, q6, mxfp4, bf16, ... (--list); auto: bits where they pay.",
+)
+@click.option(
+    "--bpw", metavar="BITS", type=float, help="With --quant auto: bits per weight, all in all."
+)
+@click.option("--size", metavar="SIZE", help="With --quant auto: of the folder, e.g. 30GB.")
+@click.option(
+    "--text",
+    "texts",
+    multiple=True,
+    metavar="NAME=FILE",
+    help="With --quant auto: measure on this (repeatable). [default: what the model writes itself]",
+)
+@click.option(
+    "--weight",
+    "weights",
+    multiple=True,
+    metavar="NAME=W",
+    help="With --quant auto: how much a text counts (repeatable).  [default: 1]",
 )
 @click.option(
     "--recipe",
@@ -93,6 +124,10 @@ def command(
     target: Path | None,
     output: Path | None,
     quant: str | None,
+    bpw: float | None,
+    size: str | None,
+    texts: tuple[str, ...],
+    weights: tuple[str, ...],
     recipe_file: Path | None,
     list_recipes: bool,
     plan_only: bool,
@@ -101,7 +136,7 @@ def command(
     projections: tuple[str, ...],
     group_size: int | None,
     modules: tuple[str, ...],
-    dtype: str | None,
+    dtype: Literal["bfloat16", "float16", "float32"] | None,
     verify: bool | None,
     max_kl: float | None,
     max_context: int | None,
@@ -115,24 +150,38 @@ def command(
     Examples:
       mergekit-yoyo mlx ./merged --list
       mergekit-yoyo mlx ./merged ./merged-mlx --quant qx86-hi
+      mergekit-yoyo mlx ./merged ./merged-mlx --quant auto --bpw 6.5
     """
     if list_recipes:
-        _refuse_beside_list()
+        _refuse(_given() - HEEDED_BY_LIST, "--list shows the named recipes as they are, without")
         mlx.show_plans(
             mlx.plan_exports(
                 source, list(mlx.recipe_names()), context=max_context, revision=revision
             )
         )
         return
-    recipe = _named_recipe(quant, recipe_file).changed(
-        period=period,
-        offset=offset,
-        projections=projections or None,
-        group_size=group_size,
-        modules=_bits_by_module(modules) or None,
-        dtype=dtype,
-    )
-    if plan_only:
+    recipe: mlx.Recipe | mlx.Auto
+    if quant == "auto":
+        _refuse(_given() & OF_RECIPES, "--quant auto finds the widths by measurement, without")
+        recipe = mlx.Auto(
+            bits_per_weight=bpw,
+            size=size_in_bytes("--size", size),
+            texts=parse_texts(texts),
+            weights=_weights(weights),
+            group_size=group_size or 64,
+            dtype=dtype,
+        )
+    else:
+        _refuse(_given() & OF_AUTO, "Without --quant auto nothing heeds")
+        recipe = _named_recipe(quant, recipe_file).changed(
+            period=period,
+            offset=offset,
+            projections=projections or None,
+            group_size=group_size,
+            modules=_bits_by_module(modules) or None,
+            dtype=dtype,
+        )
+    if plan_only and isinstance(recipe, mlx.Recipe):
         plan = mlx.plan_export(source, recipe, context=max_context, revision=revision)
         mlx.show_plan(plan)
         _print_notes(plan.notes)
@@ -163,19 +212,33 @@ def _named_recipe(quant: str | None, file: Path | None) -> "mlx.Recipe":
     raise YoyoError("expected one of --quant NAME and --recipe FILE (--list shows the names).")
 
 
-def _refuse_beside_list() -> None:
-    """`--list` shows the named recipes as they are: an option that changes one has no effect."""
+def _given() -> set[str]:
+    """The parameters that the user gave."""
     context = click.get_current_context()
-    heeded = ("source", "list_recipes", "max_context", "revision")
-    for parameter in context.command.params:
-        name = parameter.name or ""
-        if name in heeded or context.get_parameter_source(name) is ParameterSource.DEFAULT:
-            continue
-        shown = parameter.opts[0] if parameter.param_type_name == "option" else "TARGET"
-        raise YoyoError(
-            f"--list shows the named recipes as they are, without {shown}: leave it out, or use "
-            "--plan."
-        )
+    names = [parameter.name or "" for parameter in context.command.params]
+    default = ParameterSource.DEFAULT
+    return {name for name in names if context.get_parameter_source(name) is not default}
+
+
+def _refuse(names: set[str], reason: str) -> None:
+    """Refuse parameters that would have no effect."""
+    for parameter in click.get_current_context().command.params:
+        if parameter.name in names:
+            shown = parameter.opts[0] if parameter.param_type_name == "option" else "TARGET"
+            raise YoyoError(f"{reason} {shown}: leave it out.")
+
+
+def _weights(options: tuple[str, ...]) -> dict[str, float]:
+    weights = {}
+    for option in options:
+        name, separator, weight = option.partition("=")
+        try:
+            weights[name.strip()] = float(weight)
+        except ValueError:
+            separator = ""
+        if not separator:
+            raise YoyoError(f"--weight {option}: expected NAME=NUMBER, e.g. code=2.")
+    return weights
 
 
 def _bits_by_module(options: tuple[str, ...]) -> dict[str, int]:

@@ -11,12 +11,14 @@ from mergekit_yoyo.errors import YoyoError
 from mergekit_yoyo.install import install_line
 
 if TYPE_CHECKING:
+    from mergekit_yoyo.mlx.automatic import Auto
     from mergekit_yoyo.mlx.export import Export, export_model, plan_export, plan_exports
     from mergekit_yoyo.mlx.plan import ExportPlan
     from mergekit_yoyo.mlx.recipes import Recipe, load_recipe, parse_recipe, recipe_names
     from mergekit_yoyo.mlx.terminal import show_export, show_plan, show_plans
 
 _HOMES = {
+    "Auto": "automatic",
     "Export": "export",
     "export_model": "export",
     "plan_export": "export",
@@ -31,6 +33,7 @@ _HOMES = {
     "show_plans": "terminal",
 }
 __all__ = [
+    "Auto",
     "Export",
     "ExportPlan",
     "Recipe",

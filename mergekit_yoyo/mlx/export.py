@@ -11,15 +11,18 @@ from pathlib import Path
 
 from mergekit_yoyo.card import read_card
 from mergekit_yoyo.errors import YoyoError
+from mergekit_yoyo.mlx.automatic import Auto, found_recipe, in_play, text_windows
 from mergekit_yoyo.mlx.card import begun_card, write_card
 from mergekit_yoyo.mlx.opening import named, open_checkpoint
 from mergekit_yoyo.mlx.plan import ExportPlan
-from mergekit_yoyo.mlx.recipes import Recipe
+from mergekit_yoyo.mlx.recipes import Recipe, recipe_yaml
 from mergekit_yoyo.mlx.saving import save
 from mergekit_yoyo.mlx.target import check_target
 from mergekit_yoyo.mlx.verify import Reference, Verification, whether_to_verify
 from mergekit_yoyo.progress import SILENT, Progress
 from mergekit_yoyo.staging import staged_folder
+
+RECIPE_FILE = "recipe.yaml"  # in the export, where the widths were measured
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,7 @@ def plan_exports(
 def export_model(
     source: str | Path,
     target: str | Path,
-    recipe: Recipe | str,
+    recipe: Recipe | Auto | str,
     *,
     verify: bool | None = None,
     max_kl: float | None = None,
@@ -85,7 +88,7 @@ def export_model(
         source: a model folder (as mergekit or transformers wrote it, finished or not) or a Hub
             name.
         target: the folder to make.
-        recipe: a recipe or its name.
+        recipe: a recipe or its name, or what one is to be found for by measurement.
         verify: compare with transformers; None: if it fits in memory.
         max_kl: refuse a drift above this mean divergence, in nats per token.
         context: tokens that the export is meant for; the model's own length by default.
@@ -99,7 +102,8 @@ def export_model(
             something else, the recipe is unknown, the target exists, or the disk is full. `target`
             is then as it was.
     """
-    target, recipe = Path(target), named(recipe)
+    target = Path(target)
+    recipe = recipe if isinstance(recipe, Auto) else named(recipe)
     if max_kl is not None and not max_kl >= 0:
         raise YoyoError(f"--max-kl: expected a divergence of 0 or more; got {max_kl}.")
     opened = open_checkpoint(source, context=context, revision=revision)
@@ -111,7 +115,10 @@ def export_model(
         base_model=base_model,
         previous=read_card(target / "README.md"),
     )
-    plan = opened.plan(recipe)
+    if isinstance(recipe, Auto):
+        in_play(opened, recipe)  # refused before any work
+        text_windows(opened, recipe)
+    plan = opened.plan("q8" if isinstance(recipe, Auto) else recipe)
     verify, unverified = whether_to_verify(verify, opened, plan.parameters)
     if max_kl is not None and not verify:
         raise YoyoError(f"--max-kl {max_kl}: nothing would be measured: {unverified}.")
@@ -126,6 +133,10 @@ def export_model(
         if verify:
             progress.begin("Comparing with transformers")
             reference = Reference.of(unpacked)
+        if isinstance(recipe, Auto):
+            recipe, found = found_recipe(unpacked, recipe, progress)
+            (staging / RECIPE_FILE).write_text(recipe_yaml(recipe), encoding="utf-8")
+            notes += found
         plan = unpacked.plan(recipe)
         save(unpacked.model, opened.bridge.config, plan, staging, progress)
         if unpacked is not opened:

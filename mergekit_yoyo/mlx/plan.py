@@ -6,7 +6,7 @@ lazy), and it is what the export then carries out: `ExportPlan.carry_out`.
 
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_map_with_path
 from mlx_lm.models.cache import make_prompt_cache
 
+from mergekit_yoyo.errors import YoyoError, nearest
 from mergekit_yoyo.mlx.recipes import AFFINE_GROUP_SIZES, FLOAT_MODES, Recipe
 
 SHARD_BYTES = 5 << 30  # mlx-lm's limit: what is written at once stands in memory
@@ -172,10 +173,16 @@ def plan_model(model: nn.Module, recipe: Recipe, *, carried_bytes: int = 0) -> E
         model: an mlx-lm model.
         recipe: what each kind of module gets.
         carried_bytes: of the files besides the weights, for `ExportPlan.folder_bytes`.
+
+    Raises:
+        YoyoError: a pattern of the recipe fits no module.
     """
     protect = getattr(model, "quant_predicate", None)
     casts = _cast_predicate(model)
     modules = _modules(model)
+    _check_patterns(
+        recipe, [path for path, module, _ in modules if hasattr(module, "to_quantized")]
+    )
     ordinals = _ordinals([path for path, _, _ in modules])
     tied = not any(_kind(path, module) == "head" for path, module, _ in modules)
     placements = []
@@ -206,6 +213,27 @@ def plan_model(model: nn.Module, recipe: Recipe, *, carried_bytes: int = 0) -> E
         )
     largest = max(sum(array.nbytes for array in arrays.values()) for _, _, arrays in modules)
     return ExportPlan(recipe, tuple(placements), largest, carried_bytes, _cache_bytes(model))
+
+
+def _check_patterns(recipe: Recipe, paths: Sequence[str]) -> None:
+    """Refuse a pattern that fits no module: it would have no effect, and nobody would know."""
+    for pattern in recipe.modules:
+        if not any(re.search(pattern, path) for path in paths):
+            raise YoyoError(
+                f"recipe {recipe.name}: no module of this model is called like {pattern!r}. "
+                f"{nearest(pattern, _last_parts(paths)) or f'There is {paths[0]}, for one.'}"
+            )
+    attention = _last_parts([path for path in paths if _attention(path)])
+    for pattern in recipe.projections if recipe.period and attention else ():
+        if not any(re.fullmatch(pattern, name) for name in attention):
+            raise YoyoError(
+                f"recipe {recipe.name}: no projection of attention is called like {pattern!r}. "
+                f"Known are {', '.join(attention)}."
+            )
+
+
+def _last_parts(paths: Sequence[str]) -> list[str]:
+    return list(dict.fromkeys(path.rpartition(".")[2] for path in paths))
 
 
 def _wanted_bits(

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
+import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from mergekit_yoyo.errors import YoyoError, explain_invalid, nearest
@@ -48,6 +49,7 @@ class Recipe(BaseModel):
         first_layers: so many layers from the first are at the high width altogether.
         modules: bits by module path (regular expression, the last match counts); 0: not quantized.
         dtype: of what stays unquantized; None: as the checkpoint has it.
+        origin: how the widths were found, if they were measured; for the card.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -63,6 +65,7 @@ class Recipe(BaseModel):
     first_layers: int = Field(default=0, ge=0)
     modules: dict[str, int] = Field(default_factory=dict)
     dtype: Dtype | None = None
+    origin: str = ""
 
     @field_validator("projections", "modules")
     @classmethod
@@ -176,6 +179,12 @@ def load_recipe(path: Path) -> Recipe:
     if isinstance(fields.get("projections"), str):
         fields["projections"] = [fields["projections"]]
     return _validated({**base, "name": path.stem, **fields}, str(path))
+
+
+def recipe_yaml(recipe: Recipe) -> str:
+    """A recipe as a file that `load_recipe` reads."""
+    data = recipe.model_dump(exclude_defaults=True, mode="json")
+    return yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=100)
 
 
 def _validated(data: Mapping[str, Any], where: str) -> Recipe:
