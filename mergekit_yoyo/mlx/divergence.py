@@ -16,7 +16,7 @@ from mergekit_yoyo.text import Window
 
 KEPT = 512  # words of a position
 BATCH = 4  # windows at once
-_LEAST = 1e-30  # probability of all other words, where rounding leaves none
+_LEAST = 1e-6  # probability of all other words: less is rounding of float32
 
 Floats = NDArray[np.float64]
 
