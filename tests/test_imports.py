@@ -71,7 +71,7 @@ ALLOWED = {
         "record",
         "mergekit",
     },
-    "mlx": {"mlx", "model", "card", "mlx_lm", "transformers"},
+    "mlx": {"mlx", "model", "card", "text", "mlx_lm", "transformers"},
     "scores": {"scores", "card", "measured", "seven_tasks"},
     "evaluation": {
         "evaluation",
