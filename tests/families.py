@@ -569,11 +569,11 @@ FAMILIES: dict[str, Family] = {
 }
 
 
-def write_family(folder: Path, name: str, seed: int = 0) -> Path:
+def write_family(folder: Path, name: str | Family, seed: int = 0) -> Path:
     """Write a tiny bfloat16 checkpoint of a family as the Hub has it, and return `folder`."""
     import transformers
 
-    family = FAMILIES[name]
+    family = FAMILIES[name] if isinstance(name, str) else name
     values = dict(family.values)
     if family.text is None:
         values = {**_TEXT, **values}

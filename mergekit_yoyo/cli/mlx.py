@@ -21,7 +21,10 @@ from mergekit_yoyo.text import parse_texts
 UNQUANTIZED: dict[Kind, str] = {
     "an MLX model": "Start from the model that it was made of, whose weights are whole."
 }
-HEEDED_BY_LIST = {"source", "list_recipes", "max_context", "revision", "quiet", "verbose"}
+HEEDED_BY_LIST = {
+    *("source", "list_recipes", "max_context", "revision", "pictures"),
+    *("quiet", "verbose"),
+}
 OF_RECIPES = {"recipe_file", "plan_only", "period", "offset", "projections", "modules"}
 OF_AUTO = {"bpw", "size", "texts", "weights"}
 
@@ -116,6 +119,11 @@ OF_AUTO = {"bpw", "size", "texts", "weights"}
     type=int,
     help="Tokens that the export is meant for, if fewer than the model's own length.",
 )
+@click.option(
+    "--pictures/--no-pictures",
+    default=None,
+    help="Keep what takes pictures, for mlx-vlm; by default where mlx-vlm computes it rightly.",
+)
 @click.option("--base-model", metavar="OWNER/NAME", help="Hub name of the merge, for the card.")
 @click.option("--revision", metavar="COMMIT", help="Branch, tag or commit of a SOURCE on the Hub.")
 @click.option("--overwrite", is_flag=True, help="Replace FOLDER if it is an earlier export.")
@@ -140,6 +148,7 @@ def command(
     verify: bool | None,
     max_kl: float | None,
     max_context: int | None,
+    pictures: bool | None,
     base_model: str | None,
     revision: str | None,
     overwrite: bool,
@@ -156,7 +165,11 @@ def command(
         _refuse(_given() - HEEDED_BY_LIST, "--list shows the named recipes as they are, without")
         mlx.show_plans(
             mlx.plan_exports(
-                source, list(mlx.recipe_names()), context=max_context, revision=revision
+                source,
+                list(mlx.recipe_names()),
+                context=max_context,
+                revision=revision,
+                pictures=pictures,
             )
         )
         return
@@ -182,7 +195,9 @@ def command(
             dtype=dtype,
         )
     if plan_only and isinstance(recipe, mlx.Recipe):
-        plan = mlx.plan_export(source, recipe, context=max_context, revision=revision)
+        plan = mlx.plan_export(
+            source, recipe, context=max_context, revision=revision, pictures=pictures
+        )
         mlx.show_plan(plan)
         _print_notes(plan.notes)
         return
@@ -194,6 +209,7 @@ def command(
             verify=verify,
             max_kl=max_kl,
             context=max_context,
+            pictures=pictures,
             base_model=base_model,
             revision=revision,
             overwrite=overwrite,
@@ -201,7 +217,7 @@ def command(
         )
     mlx.show_export(made)
     _print_notes(made.notes)
-    click.echo(f"{made.folder}: ready for mlx_lm.load")
+    click.echo(f"{made.folder}: ready for {made.library.replace('-', '_')}.load")
 
 
 def _named_recipe(quant: str | None, file: Path | None) -> "mlx.Recipe":

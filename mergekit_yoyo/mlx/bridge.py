@@ -7,7 +7,7 @@ defaults, aliases (`attribute_map`) and rope parameters. No model family is name
 """
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import NoneType
@@ -37,16 +37,27 @@ class Bridge:
 
     Attributes:
         config: the whole `config.json` for mlx-lm, source keys included.
-        model_class: mlx-lm's `Model`.
-        args_class: mlx-lm's `ModelArgs`.
+        model_class: mlx-lm's `Model`, or what makes mlx-vlm's one of its kind (`pictures`).
+        args_class: its `ModelArgs`.
         doubts: what the source config asks for and mlx-lm has no field for. A comparison of logits
             decides whether it matters; without one, a doubt is a reason to refuse.
+        pictures: whether the model takes pictures too, and mlx-vlm is to read it.
     """
 
     config: dict[str, Any]
     model_class: type
     args_class: type
     doubts: tuple[str, ...] = field(default=())
+    pictures: bool = False
+
+    @property
+    def library(self) -> str:
+        """The library that reads the export."""
+        return "mlx-vlm" if self.pictures else "mlx-lm"
+
+    def is_eye(self, path: str) -> bool:
+        """Whether a module is no part of the language model: of a tower or a projector."""
+        return self.pictures and not path.startswith("language_model.")
 
     @property
     def args(self) -> Any:
@@ -93,20 +104,28 @@ def bridge_config(raw: Mapping[str, Any], declared: Any, *, context: int | None 
     def build(config: Mapping[str, Any]) -> Any:
         return model_class(args_class.from_dict(config))  # type: ignore[attr-defined]
 
-    config, doubts = _bridged(raw, declared, args_class, build, context)
+    config, doubts = bridged_section(raw, declared, args_class, build, context)
     return Bridge(config, model_class, args_class, tuple(doubts))
 
 
-def _bridged(
+def bridged_section(
     raw: Mapping[str, Any], declared: Any, args_class: type, build: Build, context: int | None
 ) -> tuple[dict[str, Any], list[str]]:
     """Config and doubts for one `ModelArgs`.
 
-    build: makes the model, of a config whose part for `args_class` it is given.
+    Args:
+        raw: what config.json has of this section.
+        declared: the section as transformers understands it; None if it does not know the type.
+        args_class: that reads the section.
+        build: makes the model, of a config whose part for `args_class` it is given.
+        context: as in `bridge_folder`.
+
+    Raises:
+        YoyoError: the class needs a value that neither config has.
     """
     config, doubts = dict(raw), list[str]()
     if declared is not None:
-        config |= _bridged_fields(args_class, raw, declared, build, context, doubts)
+        config |= bridged_fields(args_class, raw, declared, build, context, doubts)
         rope = RopeView.of(declared, context or 2**62)
         # Scaling rules are computed from the length, so that it can be lowered without them only.
         if context and (rope is None or rope.kind == "default"):
@@ -134,7 +153,7 @@ def _bridged(
     missing = [name for name in missing if name not in config]
     if missing:
         raise YoyoError(
-            f"config.json: mlx-lm's {name_of(args_class)} model needs {', '.join(missing)}; "
+            f"config.json: {name_of(args_class)} needs {', '.join(missing)}; "
             "the checkpoint's config has no such value, and none that transformers maps to it."
         )
     return config, doubts
@@ -143,7 +162,7 @@ def _bridged(
 def _bridged_part(
     raw: Mapping[str, Any], declared: Any, build: Build, context: int | None
 ) -> tuple[dict[str, Any], list[str]] | None:
-    """As `_bridged`, of `text_config`: for the class that reads it, else by its own model type."""
+    """`bridged_section` of `text_config`: for the class that reads it, else by its model type."""
     inner = dict(raw.get("text_config") or {})
     inner.setdefault("model_type", declared.model_type)
     args_class = part_class(build, raw, "text_config")
@@ -157,26 +176,42 @@ def _bridged_part(
     def whole(part: Mapping[str, Any]) -> Any:
         return build({**raw, "text_config": part})
 
-    return _bridged(inner, declared, args_class, whole, context)
+    return bridged_section(inner, declared, args_class, whole, context)
 
 
-def _bridged_fields(
+def bridged_fields(
     args_class: type,
     raw: Mapping[str, Any],
     declared: Any,
     build: Build,
     context: int | None,
     doubts: list[str],
+    *,
+    skip: Container[str] = (),
+    beyond: Any = None,
 ) -> dict[str, Any]:
-    """The value of each `ModelArgs` field that the transformers config can answer for."""
+    """The value of each `ModelArgs` field that the transformers config can answer for.
+
+    Args:
+        args_class: whose fields are looked up.
+        raw: what config.json has of this section.
+        declared: the section as transformers understands it.
+        build: makes the model of a section.
+        context: as in `bridge_folder`.
+        doubts: to which those about single fields are added.
+        skip: fields that are left alone.
+        beyond: a config that answers where this one does not.
+    """
     rope = RopeView.of(declared, _length(declared, context))
     text = declared.get_text_config()
     values: dict[str, Any] = {}
     for name, parameter in fields_of(args_class).items():
+        if name in skip:
+            continue
         value: Any = rope.field(name) if rope else MISSING
         if value is MISSING and name == "sliding_window_pattern":
             value = _window_pattern(declared, parameter, name_of(args_class))
-        for config in (declared, text):
+        for config in (declared, text, beyond):
             if value is MISSING:
                 value = _declared_value(config, name)
         if value is MISSING or name == "model_type":
@@ -189,9 +224,7 @@ def _bridged_fields(
                 value = bridged[0]
                 doubts += bridged[1]
         elif value is None and not _may_be_none(parameter):
-            doubts.append(
-                f"{name} is null, which mlx-lm's {name_of(args_class)} model may not provide for"
-            )
+            doubts.append(f"{name} is null, which {name_of(args_class)} may not provide for")
         values[name] = _plain(value)
     return values
 
@@ -238,7 +271,7 @@ def _window_pattern(declared: Any, parameter: inspect.Parameter, model: str) -> 
             return period
     raise YoyoError(
         f"config.json: full attention in layers {[i for i, f in enumerate(full) if f]} of "
-        f"{len(full)}; mlx-lm's {model} model can only have it in every n-th layer."
+        f"{len(full)}; {model} can only have it in every n-th layer."
     )
 
 
@@ -265,14 +298,11 @@ def _unheard_rope(
         return []
     doubts = []
     if rope.kind != "default" and not ("rope_scaling" in fields and heard.reads("rope_scaling")):
-        doubts.append(f"rope scaling {rope.kind!r}, which mlx-lm's {model} model does not have")
+        doubts.append(f"rope scaling {rope.kind!r}, which {model} does not have")
     if rope.local_differs and not LOCAL_ROPE_KEYS.keys() & fields.keys():
-        doubts.append(f"a rope of its own in sliding layers; mlx-lm's {model} model has one rope")
+        doubts.append(f"a rope of its own in sliding layers; {model} has one rope")
     if rope.rotary_factor != 1.0 and not PARTIAL_FIELDS & fields.keys():
-        doubts.append(
-            f"a rotary factor of {rope.rotary_factor}, for which mlx-lm's {model} model has no "
-            "field"
-        )
+        doubts.append(f"a rotary factor of {rope.rotary_factor}, for which {model} has no field")
     if rope.main.get("truncate") is False:
         doubts.append("yarn without truncation; mlx-lm rounds its correction range to integers")
     return doubts
@@ -288,7 +318,7 @@ def _unheard_windows(
     if heard and hasattr(declared, "layer_types"):
         return []
     return [
-        f"attention over a window of {window} tokens, which mlx-lm's {model} model "
+        f"attention over a window of {window} tokens, which {model} "
         f"does not have: right up to that length only (--max-context {window})"
     ]
 

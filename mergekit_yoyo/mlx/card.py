@@ -16,7 +16,8 @@ from mergekit_yoyo.mlx.verify import Verification
 from mergekit_yoyo.staging import format_bytes
 
 SECTION = "mlx"
-_PACKAGES = ("mlx-lm", "mlx", "transformers")
+READING, SEEING = "text-generation", "image-text-to-text"
+_PACKAGES = ("mlx", "transformers")
 
 
 @dataclass(frozen=True)
@@ -28,22 +29,30 @@ class BegunCard:
         notes: on what the Hub may refuse.
         name: of the model, for the examples.
         base_model: Hub name of the unquantized model, if there is one.
+        pictures: whether the export takes them.
     """
 
     text: str
     notes: list[str]
     name: str
     base_model: str | None
+    pictures: bool = False
 
 
 def begun_card(
-    source: Source, *, name: str, base_model: str | None = None, previous: str = ""
+    source: Source,
+    *,
+    name: str,
+    base_model: str | None = None,
+    pictures: bool = False,
+    previous: str = "",
 ) -> BegunCard:
     """Begin the card of an export.
 
     Args:
         source: whose card hands on license, languages and tags.
         name: of the model, for the title of a new card.
+        pictures: whether the export takes them.
         base_model: Hub name of the unquantized model; by default the source's, if it has one.
         previous: an earlier card of this export, whose text outside our section is kept.
 
@@ -54,9 +63,10 @@ def begun_card(
     changes = _inherited(source)
     given = cards.read_metadata(previous)
     tags = [*cards.listed(given.get("tags") or changes.get("tags")), "mlx"]
+    task = changes.get("pipeline_tag", SEEING if pictures else READING)
     changes |= {
         "library_name": "mlx",
-        "pipeline_tag": changes.get("pipeline_tag", "text-generation"),
+        "pipeline_tag": READING if task == SEEING and not pictures else task,
         "tags": list(dict.fromkeys(tags)),
     }
     changes = {key: value for key, value in changes.items() if key == "tags" or key not in given}
@@ -64,7 +74,7 @@ def begun_card(
         changes |= {"base_model": base_model, "base_model_relation": "quantized"}
     text = cards.update_metadata(previous or f"# {name}\n", changes)
     text = cards.write_section(text, SECTION, "")
-    return BegunCard(text, cards.check_card(text), name, base_model)
+    return BegunCard(text, cards.check_card(text), name, base_model, pictures)
 
 
 def write_card(
@@ -86,10 +96,12 @@ def write_card(
         notes: what a person should know.
     """
     merge_yaml = source.folder / "mergekit_config.yml"
+    packages = ("mlx-vlm" if card.pictures else "mlx-lm", *_PACKAGES)
     section = cards.render(
         "mlx/card.md.jinja",
         name=card.name,
         base_model=card.base_model,
+        pictures=card.pictures,
         plan=plan,
         format_bytes=format_bytes,
         deckard=_deckard(plan.recipe),
@@ -97,7 +109,7 @@ def write_card(
         notes=notes,
         merge=merge_yaml.read_text("utf-8", "replace").strip() if merge_yaml.exists() else None,
         version=__version__,
-        versions=", ".join(f"{name} {version(name)}" for name in _PACKAGES),
+        versions=", ".join(f"{name} {version(name)}" for name in packages),
     )
     text = cards.write_section(card.text, SECTION, section)
     (folder / "README.md").write_bytes(text.encode())

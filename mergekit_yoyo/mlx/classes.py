@@ -51,9 +51,10 @@ def fields_of(args_class: type) -> Mapping[str, inspect.Parameter]:
     return inspect.signature(args_class).parameters
 
 
-def name_of(args_class: type) -> str:
-    """What mlx-lm calls the model of a `ModelArgs`: the module that it stands in."""
-    return args_class.__module__.rpartition(".")[2]
+def name_of(known: type) -> str:
+    """The model of a class, by the module that it stands in: "mlx-lm's llama model"."""
+    package, _, module = known.__module__.partition(".models.")
+    return f"{package.replace('_', '-')}'s {module.partition('.')[0]} model"
 
 
 @dataclass(frozen=True)

@@ -4,15 +4,18 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
-import mlx.nn as nn
 import numpy as np
 from mlx_lm.utils import load_model
 from numpy.typing import NDArray
 
 from mergekit_yoyo.errors import YoyoError
 from mergekit_yoyo.model.logits import log_softmax
+
+if TYPE_CHECKING:
+    from mergekit_yoyo.mlx.seeing import Inputs
 
 Logits = list[NDArray[np.float32]]
 
@@ -52,27 +55,45 @@ def measure_drift(expected: Logits, actual: Logits) -> Drift:
 
 
 def mlx_logits(
-    model: nn.Module, prompts: Sequence[Sequence[int]], *, float32: bool = False
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    *,
+    float32: bool = False,
+    picture: "Inputs | None" = None,
 ) -> Logits:
-    """The logits of every position of every prompt; `float32` first widens all weights."""
+    """The logits of every position of every prompt; `float32` first widens all weights.
+
+    picture: a further prompt, for a model that sees.
+    """
     if float32:
         model.set_dtype(mx.float32)
-    return [np.array(model(mx.array([list(tokens)]))[0].astype(mx.float32)) for tokens in prompts]
+    logits = [np.array(model(mx.array([list(p)]))[0].astype(mx.float32)) for p in prompts]
+    return logits if picture is None else [*logits, model.see(picture)]
 
 
-def written_logits(folder: Path, prompts: Sequence[Sequence[int]], notes: list[str]) -> Logits:
-    """The logits of an export as mlx-lm loads it.
+def written_logits(
+    folder: Path,
+    prompts: Sequence[Sequence[int]],
+    notes: list[str],
+    picture: "Inputs | None" = None,
+) -> Logits:
+    """The logits of an export as mlx-lm loads it; mlx-vlm, where there is a prompt with a picture.
 
     Where mlx cannot compute in its dtype on this machine (its CPU build has expert layers in
     float32 only), weights are widened to float32 first, and `notes` tells.
     """
-    model, _ = load_model(folder)
+    if picture is None:
+        model, _ = load_model(folder)
+    else:
+        from mergekit_yoyo.mlx.seeing import load_written
+
+        model = load_written(folder)
     try:
-        return mlx_logits(model, prompts)
+        return mlx_logits(model, prompts, picture=picture)
     except RuntimeError as error:
         notes.append(f"drift measured in float32: mlx on this machine says {error}")
-        with running("mlx-lm", folder):
-            return mlx_logits(model, prompts, float32=True)
+        with running("mlx", folder):
+            return mlx_logits(model, prompts, float32=True, picture=picture)
 
 
 @contextmanager

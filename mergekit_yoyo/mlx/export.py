@@ -13,12 +13,12 @@ from mergekit_yoyo.card import read_card
 from mergekit_yoyo.errors import YoyoError
 from mergekit_yoyo.mlx.automatic import Auto, found_recipe, in_play, text_windows
 from mergekit_yoyo.mlx.card import begun_card, write_card
-from mergekit_yoyo.mlx.opening import named, open_checkpoint
+from mergekit_yoyo.mlx.opening import Opened, named, open_checkpoint
 from mergekit_yoyo.mlx.plan import ExportPlan
 from mergekit_yoyo.mlx.recipes import Recipe, recipe_yaml
 from mergekit_yoyo.mlx.saving import save
 from mergekit_yoyo.mlx.target import check_target
-from mergekit_yoyo.mlx.verify import Reference, Verification, whether_to_verify
+from mergekit_yoyo.mlx.verify import Reference, UnseenError, Verification, whether_to_verify
 from mergekit_yoyo.progress import SILENT, Progress
 from mergekit_yoyo.staging import staged_folder
 
@@ -34,12 +34,14 @@ class Export:
         plan: what each module got.
         verification: what was compared; None if nothing was.
         notes: what a person should know: skipped checks, doubts, changed group sizes.
+        library: that loads it: mlx-lm, or mlx-vlm where it takes pictures.
     """
 
     folder: Path
     plan: ExportPlan
     verification: Verification | None
     notes: tuple[str, ...]
+    library: str = "mlx-lm"
 
 
 def plan_export(
@@ -48,13 +50,14 @@ def plan_export(
     *,
     context: int | None = None,
     revision: str | None = None,
+    pictures: bool | None = None,
 ) -> ExportPlan:
     """The plan of an export, from the config and the headers of the weight files alone.
 
     Raises:
         YoyoError: as `export_model`.
     """
-    return plan_exports(source, [recipe], context=context, revision=revision)[0]
+    return plan_exports(source, [recipe], context=context, revision=revision, pictures=pictures)[0]
 
 
 def plan_exports(
@@ -63,9 +66,10 @@ def plan_exports(
     *,
     context: int | None = None,
     revision: str | None = None,
+    pictures: bool | None = None,
 ) -> list[ExportPlan]:
     """As `plan_export`, for several recipes of one model."""
-    opened = open_checkpoint(source, context=context, revision=revision)
+    opened = open_checkpoint(source, context=context, revision=revision, pictures=pictures)
     return [opened.plan(recipe) for recipe in recipes]
 
 
@@ -77,6 +81,7 @@ def export_model(
     verify: bool | None = None,
     max_kl: float | None = None,
     context: int | None = None,
+    pictures: bool | None = None,
     base_model: str | None = None,
     revision: str | None = None,
     overwrite: bool = False,
@@ -92,6 +97,9 @@ def export_model(
         verify: compare with transformers; None: if it fits in memory.
         max_kl: refuse a drift above this mean divergence, in nats per token.
         context: tokens that the export is meant for; the model's own length by default.
+        pictures: keep the part of a model that takes pictures, for mlx-vlm; None: where mlx-vlm is
+            installed, reads it, and computes what transformers does (where that is compared). Else
+            a note says why it was left out.
         base_model: the card's `base_model`, by default the source's Hub name.
         revision: of a Hub source.
         overwrite: replace `target` if it is an earlier export.
@@ -106,13 +114,45 @@ def export_model(
     recipe = recipe if isinstance(recipe, Auto) else named(recipe)
     if max_kl is not None and not max_kl >= 0:
         raise YoyoError(f"--max-kl: expected a divergence of 0 or more; got {max_kl}.")
-    opened = open_checkpoint(source, context=context, revision=revision)
+
+    def export(pictures: bool | None, unseen: str = "") -> Export:
+        opened = open_checkpoint(
+            source, context=context, revision=revision, pictures=pictures, unseen=unseen
+        )
+        return _export(opened, target, recipe, verify, max_kl, base_model, overwrite, progress)
+
+    try:
+        return export(pictures)
+    except UnseenError as error:
+        if pictures:
+            raise YoyoError(
+                f"--pictures: {error} --no-pictures exports the language model alone."
+            ) from None
+        unseen = str(error)
+    try:
+        return export(False, unseen)
+    except YoyoError as error:
+        raise YoyoError(f"{error} And with its pictures: {unseen}") from None
+
+
+def _export(
+    opened: Opened,
+    target: Path,
+    recipe: Recipe | Auto,
+    verify: bool | None,
+    max_kl: float | None,
+    base_model: str | None,
+    overwrite: bool,
+    progress: Progress,
+) -> Export:
+    """`export_model`, of an opened checkpoint."""
     check_target(target, opened.folder, overwrite=overwrite)
     opened.check_tokenizer()
     card = begun_card(
         opened.source,
         name=target.name,
         base_model=base_model,
+        pictures=opened.bridge.pictures,
         previous=read_card(target / "README.md"),
     )
     if isinstance(recipe, Auto):
@@ -138,10 +178,10 @@ def export_model(
             (staging / RECIPE_FILE).write_text(recipe_yaml(recipe), encoding="utf-8")
             notes += found
         plan = unpacked.plan(recipe)
-        save(unpacked.model, opened.bridge.config, plan, staging, progress)
+        save(unpacked.model, opened.bridge, plan, staging, progress)
         if unpacked is not opened:
             shutil.rmtree(unpacked.folder)
-        for path in opened.source.carried_files():
+        for path in opened.source.carried_files(pictures=opened.bridge.pictures):
             shutil.copyfile(path, staging / path.name)
         verification = None
         if reference:
@@ -150,7 +190,7 @@ def export_model(
             _check_drift(verification, max_kl)
         notes += plan.notes
         write_card(staging, card, opened.source, plan, verification, notes)
-    return Export(target, plan, verification, tuple(notes))
+    return Export(target, plan, verification, tuple(notes), opened.bridge.library)
 
 
 def _check_drift(verification: Verification, max_kl: float | None) -> None:

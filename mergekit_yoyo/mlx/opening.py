@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 import mlx.nn as nn
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 from mlx_lm.utils import load_config, load_tokenizer
+from numpy.typing import NDArray
 
 from mergekit_yoyo.errors import YoyoError
 from mergekit_yoyo.mlx.bridge import Bridge, bridge_config, declared_config
+from mergekit_yoyo.mlx.pictures import bridge_pictures, has_pictures
 from mergekit_yoyo.mlx.plan import ExportPlan, plan_model
 from mergekit_yoyo.mlx.recipes import Recipe, parse_recipe
 from mergekit_yoyo.mlx.source import Source, open_source
@@ -38,6 +40,7 @@ class Opened:
         context: tokens that the export is meant for; None: the model's own length.
         folder: of the weights that mlx-lm reads: the source's, or where experts were unpacked.
         layout: how packed experts must be unpacked first; None: mlx-lm reads `folder` as it is.
+        unseen: why the pictures' part is left out, if there is one that was wanted.
     """
 
     source: Source
@@ -46,6 +49,7 @@ class Opened:
     context: int | None
     folder: Path
     layout: "LayoutPlan | None" = None
+    unseen: str = ""
 
     @cached_property
     def model(self) -> nn.Module:
@@ -64,13 +68,23 @@ class Opened:
             lines = str(error).strip().splitlines() or [type(error).__name__]
             raise YoyoError(f"{folder}: its tokenizer cannot be loaded: {lines[0]}") from None
 
+    @cached_property
+    def picture(self) -> dict[str, NDArray[Any]] | None:
+        """A prompt with a picture, as a model takes it, if this one sees pictures."""
+        if not self.bridge.pictures:
+            return None
+        from mergekit_yoyo.mlx.sample import load_processor, sample_inputs
+
+        return sample_inputs(load_processor(self.source.folder), self.bridge.config)
+
     def check_tokenizer(self) -> None:
         """Refuse a checkpoint whose tokenizer cannot be loaded."""
         _ = self.tokenizer
 
     def plan(self, recipe: Recipe | str) -> ExportPlan:
         """A recipe laid out on the model."""
-        return plan_model(self.model, named(recipe), carried_bytes=carried_bytes(self.source))
+        carried = carried_bytes(self.source, pictures=self.bridge.pictures)
+        return plan_model(self.model, named(recipe), carried_bytes=carried, eyes=self.bridge.is_eye)
 
     def unpacked(self, folder: Path) -> "Opened":
         """This checkpoint with its experts unpacked into a new `folder`, if they must be."""
@@ -88,25 +102,58 @@ class Opened:
     def notes(self) -> list[str]:
         """What a person should know of the export, whatever the recipe."""
         found = [
-            f"left out: {part} ({count:,} parameters), which mlx-lm's model does not read"
+            f"left out: {part} ({count:,} parameters), which {self.bridge.library}'s model does "
+            "not read"
             for part, count in left_out(self.bridge, self.declared, self.folder).items()
         ]
         text = self.declared and self.declared.get_text_config()
         length = getattr(text, "max_position_embeddings", None) or 2**62
         if self.context is not None and self.context < length:
             found.append(f"made for conversations of up to {self.context:,} tokens (--max-context)")
+        if self.unseen:
+            found.insert(0, f"made without pictures: {self.unseen}")
         return [*self.bridge.doubts, *found]
 
 
 def open_checkpoint(
-    source: str | Path, *, context: int | None = None, revision: str | None = None
+    source: str | Path,
+    *,
+    context: int | None = None,
+    revision: str | None = None,
+    pictures: bool | None = None,
+    unseen: str = "",
 ) -> Opened:
-    """Open a checkpoint: `export_model` has the arguments and the errors."""
+    """Open a checkpoint: `export_model` has the arguments and the errors.
+
+    unseen: why its pictures' part is left out, if that is known.
+    """
     checkpoint = open_source(source, revision=revision)
     if context is not None and context < 1:
         raise YoyoError(f"--max-context: expected at least 1 token; got {context}.")
-    declared = declared_config(checkpoint.folder)
-    bridge = bridge_config(load_config(checkpoint.folder), declared, context=context)
+    declared, raw = declared_config(checkpoint.folder), load_config(checkpoint.folder)
+    if pictures and not has_pictures(raw):
+        raise YoyoError(f"--pictures: {checkpoint.folder}: its config.json has no vision_config.")
+    if pictures is not False and has_pictures(raw):
+        try:
+            bridge = bridge_pictures(checkpoint.folder, raw, declared, context=context)
+            found = _opened(checkpoint, bridge, declared, context)
+            _ = found.picture
+            return found
+        except YoyoError as error:
+            unseen = str(error)
+            if pictures:
+                raise YoyoError(f"--pictures: {unseen}") from None
+    try:
+        bridge = bridge_config(raw, declared, context=context)
+        return replace(_opened(checkpoint, bridge, declared, context), unseen=unseen)
+    except YoyoError as error:
+        if unseen and pictures is None:
+            raise YoyoError(f"{error} And with its pictures: {unseen}") from None
+        raise
+
+
+def _opened(checkpoint: Source, bridge: Bridge, declared: Any, context: int | None) -> Opened:
+    """A checkpoint whose tensors fit the model, as they are or unpacked."""
     found = Opened(checkpoint, bridge, declared, context, checkpoint.folder)
     try:
         _ = found.model
@@ -123,8 +170,12 @@ def named(recipe: Recipe | str) -> Recipe:
     return parse_recipe(recipe) if isinstance(recipe, str) else recipe
 
 
-def carried_bytes(source: Source) -> int:
+def carried_bytes(source: Source, *, pictures: bool = False) -> int:
     """Tokenizer and other files as they are; config.json and card about as long as theirs."""
     card = source.folder / "README.md"
-    files = [*source.carried_files(), source.folder / "config.json", *([card] * card.exists())]
+    files = [
+        *source.carried_files(pictures=pictures),
+        source.folder / "config.json",
+        *([card] * card.exists()),
+    ]
     return sum(path.stat().st_size for path in files)

@@ -23,6 +23,7 @@ PROCESS_BYTES = 500_000_000  # Python with torch, transformers and mlx
 CACHE_TOKENS = 4096
 HEADER_BYTES = 150  # what a tensor costs in a safetensors header and in the index, without its name
 TIED = "embedding = head"
+EYES = "pictures"
 ATTENTION = re.compile(r"(^|_)(attn|attention)")
 ROUTER = re.compile(r"^(router|gate|.*_gate)$")
 HEAD = re.compile(r"^(lm_head|embed_out|output|head)$")
@@ -35,7 +36,7 @@ class Placement:
     Attributes:
         path: in the mlx model.
         kind: embedding, head (`embedding = head` where they are tied), attention, router, experts,
-            mlp, or other.
+            mlp, pictures, or other.
         parameters: number of weights, biases and the like included.
         bytes: on disk and in memory.
         bits: width; None: not quantized.
@@ -128,7 +129,7 @@ class ExportPlan:
                 width = self.recipe.dtype or "as stored"
             key = (placement.kind, width, str(group or "-"))
             groups.setdefault(key, []).append(placement)
-        order = ["embedding", TIED, "head", "attention", "router", "experts", "mlp", "other"]
+        order = ["embedding", TIED, "head", "attention", "router", "experts", "mlp", EYES, "other"]
         return [
             (*key, len(group), sum(p.parameters for p in group), sum(p.bytes for p in group))
             for key, group in sorted(
@@ -162,7 +163,13 @@ class ExportPlan:
         nn.quantize(model, class_predicate=lambda path, module: wanted.get(path, False))
 
 
-def plan_model(model: nn.Module, recipe: Recipe, *, carried_bytes: int = 0) -> ExportPlan:
+def plan_model(
+    model: nn.Module,
+    recipe: Recipe,
+    *,
+    carried_bytes: int = 0,
+    eyes: Callable[[str], bool] = lambda path: False,
+) -> ExportPlan:
     """Lay `recipe` out on `model`, which is not changed and whose arrays are not read.
 
     A width is never below what mlx-lm's model class protects (its `quant_predicate`). A group size
@@ -173,6 +180,8 @@ def plan_model(model: nn.Module, recipe: Recipe, *, carried_bytes: int = 0) -> E
         model: an mlx-lm model.
         recipe: what each kind of module gets.
         carried_bytes: of the files besides the weights, for `ExportPlan.folder_bytes`.
+        eyes: whether a module path is of the pictures' part, which is quantized only where the
+            recipe names it.
 
     Raises:
         YoyoError: a pattern of the recipe fits no module.
@@ -183,15 +192,16 @@ def plan_model(model: nn.Module, recipe: Recipe, *, carried_bytes: int = 0) -> E
     _check_patterns(
         recipe, [path for path, module, _ in modules if hasattr(module, "to_quantized")]
     )
-    ordinals = _ordinals([path for path, _, _ in modules])
-    tied = not any(_kind(path, module) == "head" for path, module, _ in modules)
+    language = [(path, module) for path, module, _ in modules if not eyes(path)]
+    ordinals = _ordinals([path for path, _ in language])
+    tied = not any(_kind(path, module) == "head" for path, module in language)
     placements = []
     for path, module, arrays in modules:
         sizes = {
             name: array.size * _itemsize(array, f"{path}.{name}" if path else name, recipe, casts)
             for name, array in arrays.items()
         }
-        kind = _kind(path, module)
+        kind = EYES if eyes(path) else _kind(path, module)
         bits: int | None = None
         group_size: int | None = None
         mode, note = str(recipe.mode), ""
@@ -243,6 +253,8 @@ def _wanted_bits(
     for pattern, bits in reversed(recipe.modules.items()):
         if re.search(pattern, path):
             return bits or None
+    if kind == EYES:
+        return None
     high = kind in ("embedding", "head", "router")
     layer = _layer(path)
     if layer is not None and layer < recipe.first_layers:
@@ -269,11 +281,11 @@ def _protected(
     guard = protect(path, module) if protect else True
     note = ""
     if guard is False and bits is not None:
-        return None, group_size, mode, "kept unquantized: mlx-lm's model class protects it"
+        return None, group_size, mode, "kept unquantized: its model class protects it"
     if isinstance(guard, dict) and bits is not None:
         floor = int(guard.get("bits", 0))
         if bits < floor:
-            note = f"{floor} bits, not {bits}: mlx-lm's model class protects it"
+            note = f"{floor} bits, not {bits}: its model class protects it"
             bits = floor
             if mode in FLOAT_MODES:
                 mode, group_size = "affine", int(guard.get("group_size", 64))
@@ -335,10 +347,25 @@ def _layer(path: str) -> int | None:
 
 
 def _cache_bytes(model: nn.Module) -> int:
-    """The size of the cache, from shapes: mlx does not compute what is not asked for."""
+    """The size of the cache, from shapes: mlx does not compute what is not asked for.
+
+    It grows by the same with every token, up to a window. So two are enough, and they must do:
+    several at once some of mlx-vlm's models compute as they come.
+    """
     cache = make_prompt_cache(model)
-    model(mx.zeros((1, CACHE_TOKENS), mx.int32), cache=cache)
-    states = (state for entry in cache for _, state in tree_flatten(entry.state))
+    sizes = []
+    for _ in range(2):
+        model(mx.zeros((1, 1), mx.int32), cache=cache)
+        sizes.append([_state_bytes(entry) for entry in cache])
+    limits = [getattr(entry, "max_size", None) or CACHE_TOKENS for entry in cache]
+    return sum(
+        one + (two - one) * (min(limit, CACHE_TOKENS) - 1)
+        for one, two, limit in zip(*sizes, limits, strict=True)
+    )
+
+
+def _state_bytes(entry: Any) -> int:
+    states = (state for _, state in tree_flatten(entry.state))
     return sum(state.nbytes for state in states if isinstance(state, mx.array))
 
 

@@ -81,8 +81,9 @@ class RopeView:
 
     @property
     def scaling(self) -> dict[str, Any] | None:
-        """The rule's parameters as mlx-lm's `rope_scaling`; None for the default rule."""
-        if self.kind == "default":
+        """The rule's parameters as mlx-lm's `rope_scaling`; None for the default rule, unless a
+        model of pictures splits its heads among the axes."""
+        if self.kind == "default" and "mrope_section" not in self.main:
             return None
         rule = {key: value for key, value in self.main.items() if key not in NOT_SCALING}
         # mlx-lm looks for the older key `type` in some models and for `rope_type` in others.

@@ -10,6 +10,7 @@ import mlx.nn as nn
 from mlx_lm.utils import save_config, save_model
 
 from mergekit_yoyo.errors import YoyoError
+from mergekit_yoyo.mlx.bridge import Bridge
 from mergekit_yoyo.mlx.plan import ExportPlan
 from mergekit_yoyo.progress import Progress
 
@@ -17,13 +18,13 @@ _SECONDS = 0.5  # between two looks at what is written
 
 
 def save(
-    model: nn.Module, config: dict[str, Any], plan: ExportPlan, folder: Path, progress: Progress
+    model: nn.Module, bridge: Bridge, plan: ExportPlan, folder: Path, progress: Progress
 ) -> None:
     """Carry `plan` out on `model`, whose arrays are given away, and write weights and config.
 
     Args:
         model: lazy: mlx computes each shard as it is written.
-        config: for mlx-lm, source keys included.
+        bridge: whose config is written; that of a tower only if it was kept.
         plan: what each module gets.
         folder: that is there.
         progress: told of the bytes that are written.
@@ -43,7 +44,8 @@ def save(
         raise YoyoError(
             f"mlx could not write the weights ({error}). Is the disk full? Nothing was written."
         ) from None
-    save_config(_final(config, plan), folder / "config.json")
+    config = _final(bridge.config, plan)
+    save_config(config, folder / "config.json", keep_vision_config=bridge.pictures)
 
 
 @contextmanager

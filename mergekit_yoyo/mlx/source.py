@@ -16,6 +16,7 @@ CARRIED = (
     "*.model", "*.tiktoken", "chat_template*", "generation_config.json", "LICENSE*", "NOTICE*",
     "mergekit_config.yml",
 )  # fmt: skip
+PROCESSOR = "*processor_config.json"
 
 
 @dataclass(frozen=True)
@@ -32,9 +33,10 @@ class Source:
     repo: str | None
     config: dict[str, Any]
 
-    def carried_files(self) -> list[Path]:
-        """Tokenizer and other files that an export copies unchanged."""
-        found = {path for pattern in CARRIED for path in self.folder.glob(pattern)}
+    def carried_files(self, *, pictures: bool = False) -> list[Path]:
+        """Tokenizer, other files, and a processor of pictures, that an export copies unchanged."""
+        patterns = [*CARRIED, *([PROCESSOR] if pictures else [])]
+        found = {path for pattern in patterns for path in self.folder.glob(pattern)}
         return sorted(path for path in found if path.is_file())
 
 

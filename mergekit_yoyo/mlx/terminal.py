@@ -44,11 +44,13 @@ def show_export(made: Export) -> None:
     """Print what was made, and how it compares."""
     show_plan(made.plan)
     if made.verification:
-        drift = made.verification.drift
+        drift, seen = made.verification.drift, made.verification.picture_difference
+        after = "" if seen is None else f", after a picture {seen:.1e}"
         _console().print(
             f"against transformers, unquantized: {made.verification.graph_difference:.1e} of the "
-            f"logits' standard deviation\nas written: top-1 agreement {drift.top1_agreement:.1%}, "
-            f"KL {drift.kl:.2g} nats per token, largest difference {drift.max_difference:.2g}"
+            f"logits' standard deviation{after}\nas written: top-1 agreement "
+            f"{drift.top1_agreement:.1%}, KL {drift.kl:.2g} nats per token, largest difference "
+            f"{drift.max_difference:.2g}"
         )
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import psutil
+from numpy.typing import NDArray
 
 from mergekit_yoyo.errors import YoyoError
 from mergekit_yoyo.mlx.bridge import Bridge, bridge_config, closing_window
@@ -24,6 +25,9 @@ from mergekit_yoyo.mlx.drift import (
     written_logits,
 )
 from mergekit_yoyo.mlx.opening import Opened
+from mergekit_yoyo.mlx.pictures import bridge_pictures
+from mergekit_yoyo.mlx.reference import transformers_logits
+from mergekit_yoyo.mlx.sample import reference_logits
 from mergekit_yoyo.mlx.weights import load_lazily
 from mergekit_yoyo.staging import format_bytes
 
@@ -46,10 +50,18 @@ TEXTS = (
 
 @dataclass(frozen=True)
 class Verification:
-    """What was compared: see `graph_difference` and `Drift`."""
+    """What was compared: see `graph_difference` and `Drift`.
+
+    picture_difference: as `graph_difference`, of a prompt with a picture; None without one.
+    """
 
     graph_difference: float
     drift: Drift
+    picture_difference: float | None = None
+
+
+class UnseenError(YoyoError):
+    """mlx-vlm computes something else than transformers of a model of pictures."""
 
 
 @dataclass(frozen=True)
@@ -60,31 +72,51 @@ class Reference:
         prompts: token ids.
         logits: of every position of each.
         graph_difference: from transformers', as `graph_difference` has it.
+        picture: a further prompt, with a picture, as a model takes it; None for text alone.
+        picture_difference: as `graph_difference`, of that prompt.
     """
 
     prompts: list[list[int]]
     logits: Logits
     graph_difference: float
+    picture: dict[str, NDArray[Any]] | None = None
+    picture_difference: float | None = None
 
     @classmethod
     def of(cls, opened: Opened) -> "Reference":
         """Compare the unquantized mlx model with transformers'.
 
         Raises:
-            YoyoError: one of them cannot run the model, or they do not compute the same.
+            YoyoError: one of them cannot run the model, or they do not compute the same;
+                `UnseenError` where mlx-vlm is to read it.
         """
+        try:
+            return cls._compared(opened)
+        except YoyoError as error:
+            if not opened.bridge.pictures:
+                raise
+            raise UnseenError(str(error)) from None
+
+    @classmethod
+    def _compared(cls, opened: Opened) -> "Reference":
         declared, bridge, context = opened.declared, opened.bridge, opened.context
         vocabulary = declared.get_text_config().vocab_size
-        prompts = prompts_for(opened.tokenizer, vocabulary, context)
+        prompts = _without_places(prompts_for(opened.tokenizer, vocabulary, context), declared)
+        picture, seen = opened.picture, None
         difference = graph_difference(opened.folder, bridge, declared, prompts, context=context)
         check_graph(difference, bridge)
+        if picture is not None:
+            seen = picture_difference(opened.folder, bridge, declared, picture)
+            check_graph(seen, bridge, "after a picture ")
         model = load_lazily(opened.folder, bridge, declared)
-        return cls(prompts, mlx_logits(model, prompts, float32=True), difference)
+        logits = mlx_logits(model, prompts, float32=True, picture=picture)
+        return cls(prompts, logits, difference, picture, seen)
 
     def verification(self, folder: Path, notes: list[str]) -> Verification:
         """What was compared, and how far the model that was written into `folder` has drifted."""
-        drift = measure_drift(self.logits, written_logits(folder, self.prompts, notes))
-        return Verification(self.graph_difference, drift)
+        written = written_logits(folder, self.prompts, notes, self.picture)
+        drift = measure_drift(self.logits, written)
+        return Verification(self.graph_difference, drift, self.picture_difference)
 
 
 def whether_to_verify(asked: bool | None, opened: Opened, parameters: int) -> tuple[bool, str]:
@@ -129,6 +161,16 @@ def prompts_for(tokenizer: Any, vocabulary: int, context: int | None) -> list[li
     return [tokens for tokens in [*encoded, random] if tokens]
 
 
+def _without_places(prompts: list[list[int]], declared: Any) -> list[list[int]]:
+    """Prompts without the tokens that stand for a picture or a sound, which is not there."""
+    places = {
+        value
+        for key, value in declared.to_dict().items()
+        if key.startswith(("image_", "video_", "audio_"))
+    }
+    return [[token for token in prompt if token not in places] for prompt in prompts]
+
+
 def graph_difference(
     folder: Path,
     bridge: Bridge,
@@ -150,11 +192,38 @@ def graph_difference(
         declared = copy.deepcopy(declared)
         text = declared.get_text_config()
         text.sliding_window = min(text.sliding_window, PROBE_WINDOW)
-        bridge = bridge_config(declared.to_dict(), declared, context=context)
-    expected = _transformers_logits(folder, declared, prompts, context)
+        if bridge.pictures:
+            bridge = bridge_pictures(folder, declared.to_dict(), declared, context=context)
+        else:
+            bridge = bridge_config(declared.to_dict(), declared, context=context)
+    expected = transformers_logits(folder, declared, prompts, context)
     model = load_lazily(folder, bridge, declared, float32=True)
-    with running("mlx-lm", folder):
+    with running(bridge.library, folder):
         actual = mlx_logits(model, prompts, float32=True)
+    return largest_difference(folder, expected, actual)
+
+
+def picture_difference(
+    folder: Path, bridge: Bridge, declared: Any, picture: dict[str, NDArray[Any]]
+) -> float:
+    """As `graph_difference`, of a prompt with a picture.
+
+    Raises:
+        YoyoError: as there.
+    """
+    expected = reference_logits(folder, declared, picture)
+    model = load_lazily(folder, bridge, declared, float32=True)
+    with running(bridge.library, folder):
+        actual = mlx_logits(model, [], float32=True, picture=picture)
+    return largest_difference(folder, [expected], actual)
+
+
+def largest_difference(folder: Path, expected: Logits, actual: Logits) -> float:
+    """In standard deviations of `expected`, transformers' logits of each prompt.
+
+    Raises:
+        YoyoError: logits are not finite.
+    """
     for library, logits in (("transformers", expected), ("mlx", actual)):
         if not all(np.isfinite(array).all() for array in logits):
             raise YoyoError(f"{folder}: the model's logits in {library} are not finite.")
@@ -164,8 +233,10 @@ def graph_difference(
     )
 
 
-def check_graph(difference: float, bridge: Bridge) -> None:
+def check_graph(difference: float, bridge: Bridge, where: str = "") -> None:
     """Refuse an unquantized graph that is not transformers' own.
+
+    where: "after a picture " for the logits of such a prompt.
 
     Raises:
         YoyoError: with the difference, and the likely reasons if the bridge had doubts.
@@ -174,56 +245,13 @@ def check_graph(difference: float, bridge: Bridge) -> None:
         return
     reasons = "; ".join(bridge.doubts)
     raise YoyoError(
-        f"the unquantized mlx model does not compute what transformers computes: logits differ by "
-        f"{difference:.1e} of their standard deviation (at most {MAX_DIFFERENCE:.0e} expected). "
+        f"the unquantized mlx model does not compute what transformers computes: logits {where}"
+        f"differ by {difference:.1e} of their standard deviation (at most {MAX_DIFFERENCE:.0e} "
+        "expected). "
         + (
             f"The likely reason: {reasons}."
             if reasons
-            else "mlx-lm implements this config differently."
+            else f"{bridge.library} implements this config differently."
         )
-        + " Nothing was written; --no-verify exports it nevertheless."
+        + ("" if bridge.pictures else " Nothing was written; --no-verify exports it nevertheless.")
     )
-
-
-def _transformers_logits(
-    folder: Path, declared: Any, prompts: Sequence[Sequence[int]], context: int | None
-) -> Logits:
-    import torch
-    import transformers
-
-    transformers.utils.logging.disable_progress_bar()  # the export shows its own
-    # A model of images and text has no automatic class here; its config names its own.
-    architecture = (declared.architectures or ["AutoModelForCausalLM"])[0]
-    model_class = getattr(transformers, architecture, transformers.AutoModelForCausalLM)
-    try:
-        model = model_class.from_pretrained(
-            folder, config=declared, dtype=torch.float32, attn_implementation="eager"
-        ).eval()
-    except (ImportError, KeyError, OSError, RuntimeError, ValueError) as error:
-        raise YoyoError(f"{folder}: transformers cannot load the model: {error}") from None
-    # mlx-lm has the language model alone; where that is whole, so has the comparison (Llama 4's
-    # own forward pass does not work without pictures)
-    language = getattr(model, "language_model", None)
-    if hasattr(language, "lm_head"):
-        model = language
-    start = _longrope_start(declared, context)
-    logits = []
-    with torch.inference_mode(), running("transformers", folder):
-        for tokens in prompts:
-            inputs = torch.tensor([list(tokens)])
-            places = {}
-            if start:
-                places["position_ids"] = torch.arange(len(tokens))[None] + start
-            logits.append(model(inputs, use_cache=False, **places).logits[0].float().numpy())
-    return logits
-
-
-def _longrope_start(declared: Any, context: int | None) -> int:
-    """The position from which transformers uses longrope's long factors, as mlx-lm always does.
-
-    Rotary attention depends on distances only, so a prompt moved there shows the same logits.
-    """
-    rope = getattr(declared.get_text_config(), "rope_parameters", None) or {}
-    original = rope.get("original_max_position_embeddings") or 0
-    limit = context or declared.get_text_config().max_position_embeddings
-    return original if rope.get("rope_type") == "longrope" and limit > original else 0

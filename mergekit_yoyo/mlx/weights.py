@@ -13,6 +13,7 @@ from mlx_lm.utils import load_model
 
 from mergekit_yoyo.errors import YoyoError
 from mergekit_yoyo.mlx.bridge import Bridge
+from mergekit_yoyo.mlx.classes import name_of
 
 if TYPE_CHECKING:
     from mergekit_yoyo.model.layout import LayoutPlan
@@ -196,6 +197,5 @@ def _not_built(bridge: Bridge, error: Exception) -> YoyoError:
     reason = " ".join(lines[:3]) + (" ..." if len(lines) > 3 else "")
     doubts = "".join(f"; {doubt}" for doubt in bridge.doubts)
     return YoyoError(
-        f"mlx-lm's {bridge.model_class.__module__.rpartition('.')[2]} model does not take this "
-        f"checkpoint: {reason}{doubts}."
+        f"{name_of(bridge.model_class)} does not take this checkpoint: {reason}{doubts}."
     )
