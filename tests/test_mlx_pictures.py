@@ -142,10 +142,8 @@ def test_towers_stay_whole_unless_the_recipe_names_them(source: Path, tmp_path: 
     plan = plan_export(source, "qx86-hi")
     assert [p.bits for p in plan.placements] == [p.bits for p in made.plan.placements]
 
-    done = CliRunner().invoke(
-        main, ["mlx", str(source), str(tmp_path / "eyes"), "--quant", "q6-hi", "--pictures"]
-        + ["--bits", r"vision_tower.*attn\.qkv=8"],
-    )  # fmt: skip
+    arguments = ["--quant", "q6-hi", "--pictures", "--bits", r"vision_tower.*attn\.qkv=8"]
+    done = CliRunner().invoke(main, ["mlx", str(source), str(tmp_path / "eyes"), *arguments])
     assert done.exit_code == 0, done.output
     assert "ready for mlx_vlm.load" in done.output
     assert re.search(r"after a picture \d\.\de-0", done.output)
@@ -192,7 +190,7 @@ def test_without_a_processor_nothing_is_seen(tmp_path: Path) -> None:
     (source / "preprocessor_config.json").unlink()
     made = export_model(source, tmp_path / "mlx", "bf16")
     assert any("has no preprocessor_config.json" in note for note in made.notes)
-    with pytest.raises(YoyoError, match="--pictures: .*`mergekit-yoyo finish` copies it"):
+    with pytest.raises(YoyoError, match=r"--pictures: .*`mergekit-yoyo finish` copies it"):
         export_model(source, tmp_path / "again", "bf16", pictures=True)
 
 
@@ -213,5 +211,5 @@ def test_pictures_of_a_model_without_them_are_refused(tmp_path: Path) -> None:
     from mlx_families import RIGHT, tiny_model
 
     tiny_model(RIGHT["qwen3"], tmp_path / "source", original_layout=True)
-    with pytest.raises(YoyoError, match="--pictures: .*no vision_config"):
+    with pytest.raises(YoyoError, match=r"--pictures: .*no vision_config"):
         export_model(tmp_path / "source", tmp_path / "mlx", "bf16", pictures=True)
