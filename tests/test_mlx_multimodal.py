@@ -15,6 +15,7 @@ pytestmark = pytest.mark.slow
 LEFT_OUT = {
     "qwen3_vl_moe": {"model.visual"},
     "qwen3_5": {"model.visual", "mtp"},
+    "qwen3_5_moe-experts": {"model.visual", "mtp"},
     "llama4": {"vision_model", "multi_modal_projector"},
 }
 

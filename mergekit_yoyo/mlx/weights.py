@@ -1,5 +1,6 @@
 """From a checkpoint and its bridge to an mlx model, lazily: no weight is read before it is used."""
 
+import re
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -17,6 +18,9 @@ from mergekit_yoyo.mlx.classes import name_of
 
 if TYPE_CHECKING:
     from mergekit_yoyo.model.layout import LayoutPlan
+
+_PARTS = ("gate", "up", "down")
+_EXPERT = re.compile(rf"experts\.(\d+)\.({'|'.join(_PARTS)})_proj\.weight$")
 
 
 def skeleton(bridge: Bridge, dtype: str | None = None) -> nn.Module:
@@ -151,10 +155,11 @@ def stored_dtype(folder: Path) -> str:
 def _expert_layouts(
     weights: Mapping[str, mx.array], declared: Any
 ) -> Iterator[dict[str, mx.array]]:
-    """The ways in which packed experts may have to be laid for mlx-lm, which has the outputs first:
-    as they are stored, as some of its models know the layout themselves; with those turned that the
+    """The ways in which experts may have to be laid for mlx-lm, which has the outputs first: as
+    they are stored, as some of its models know the layout themselves; with those turned that the
     modeling class declares to be (experts, inputs, outputs); with all turned, where transformers
-    turns the checkpoint's own way of it and mlx-lm's model does too. The first that fits counts.
+    turns the checkpoint's own way of it and mlx-lm's model does too; packed, where they are stored
+    one by one and the model knows them packed alone. The first that fits counts.
     """
     packed = {name for name, a in weights.items() if a.ndim == 3 and name.endswith("_proj")}
     turned = {name: weights[name].swapaxes(-1, -2) for name in packed}
@@ -164,6 +169,31 @@ def _expert_layouts(
         yield kept | {f"{name}.weight": turned[name] for name in flipped}
     if turned:
         yield {**weights, **turned}
+    if together := _packed(weights):
+        yield together
+
+
+def _packed(weights: Mapping[str, mx.array]) -> dict[str, mx.array]:
+    """Experts that are stored one by one as transformers packs them: gate above up, then down.
+
+    Nothing where there are none, or not all of that.
+    """
+    found: dict[str, dict[tuple[int, str], mx.array]] = {}
+    for name, array in weights.items():
+        if match := _EXPERT.search(name):
+            place = name[: match.start()] + "experts."
+            found.setdefault(place, {})[int(match[1]), match[2]] = array
+    whole = [{(n, part) for n, _ in arrays for part in _PARTS} for arrays in found.values()]
+    if not found or whole != [arrays.keys() for arrays in found.values()]:
+        return {}
+    packed = {name: array for name, array in weights.items() if not _EXPERT.search(name)}
+    for place, arrays in found.items():
+        numbers = sorted({number for number, _ in arrays})
+        packed[f"{place}gate_up_proj"] = mx.stack(
+            [mx.concatenate([arrays[n, "gate"], arrays[n, "up"]]) for n in numbers]
+        )
+        packed[f"{place}down_proj"] = mx.stack([arrays[n, "down"] for n in numbers])
+    return packed
 
 
 def _declared_transposed(declared: Any) -> set[str]:
