@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from families import FAMILIES, VOCABULARY, Family, write_family
+from families import FAMILIES, HIDDEN, VOCABULARY, Family, write_family
 from safetensors.torch import load_file, save_file
 
 _CLIP = {
@@ -126,6 +126,7 @@ SEEING: dict[str, dict[str, Any]] = {
             "image_seq_length": 16,
         },
         "processor": {"processor_class": "PaliGemmaProcessor"},
+        "whole": {"hidden_size": HIDDEN},
         "eyes": {"image_size": 56, "vision_use_head": False},
     },
     "llama4": {
@@ -176,7 +177,8 @@ def write_seeing(folder: Path, name: str, *, float32: bool = False, chat: bool =
     looks = SEEING[name]
     family = QWEN2_5_VL if name == "qwen2_5_vl" else FAMILIES[name]
     eyes = {**family.values["vision_config"], **looks.get("eyes", {})}
-    known = replace(family, values={**family.values, "vision_config": eyes})
+    values = {**family.values, **looks.get("whole", {}), "vision_config": eyes}
+    known = replace(family, values=values)
     write_family(folder, known)
     if float32:
         file = folder / "model.safetensors"

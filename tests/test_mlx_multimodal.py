@@ -1,4 +1,6 @@
-"""Models of pictures and text to MLX: as mergekit leaves them and as their checkpoints are."""
+"""Models with parts that mlx-lm does not read (for pictures, for multi-token prediction) to MLX: as
+mergekit leaves them and as their checkpoints are.
+"""
 
 from pathlib import Path
 
@@ -17,6 +19,8 @@ LEFT_OUT = {
     "qwen3_5": {"model.visual", "mtp"},
     "qwen3_5_moe-experts": {"model.visual", "mtp"},
     "llama4": {"vision_model", "multi_modal_projector"},
+    "deepseek_v3": {"model.layers.3"},
+    "glm4_moe": {"model.layers.3"},
 }
 
 

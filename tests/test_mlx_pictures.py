@@ -21,14 +21,16 @@ from mergekit_yoyo.mlx import export_model, plan_export
 vlm = pytest.importorskip("mlx_vlm", reason="mlx-vlm is not installed: pip install '.[vlm]'")
 
 TOLERANCE = 1e-3  # of the logits' standard deviation: the promise of the export
-SEEN = ["qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe", "mistral3", "gemma4"]
+SEEN = [
+    *("qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe"),
+    *("mistral3", "gemma4", "paligemma"),
+]
 # what mlx-vlm 0.7.10 computes otherwise, or transformers 5.24 not at all
 UNSEEN = {
     "gemma3": r"logits after a picture differ by 1\.",
     "llava": "its processor makes no input of a picture: .*unexpected keyword argument 'padding'",
     "llama4": "transformers cannot run the model .*image_outputs",
 }
-NEITHER = {"glm4v": "logits after a picture differ by 2", "paligemma": r"logits differ by \d"}
 TEXT = torch.tensor([[1, 9, 33, 12, 50, 8, 41, 20, 31, 17]])
 
 
@@ -57,15 +59,15 @@ def _logits_of_both(source: Path, made: Path) -> tuple[np.ndarray, np.ndarray]:
     prompt = apply_chat_template(processor, model.config, "What is this?", num_images=1)
     inputs = prepare_inputs(processor, images=[_picture()], prompts=prompt)
     known = {k: torch.tensor(np.array(v)) for k, v in inputs.items() if v is not None}
+    known.pop("labels", None)
     if made.name == "gemma4":  # mlx-vlm cuts the picture up in the model
         from transformers import AutoImageProcessor
 
         patches = AutoImageProcessor.from_pretrained(source)(_picture(), return_tensors="pt")
         known |= {key: patches[key] for key in ("pixel_values", "image_position_ids")}
-    places = (known["input_ids"] == 60).int()
     reference = _transformers(source)
-    if made.name not in ("mistral3",):
-        known["mm_token_type_ids"] = places
+    if made.name not in ("mistral3", "paligemma"):
+        known["mm_token_type_ids"] = (known["input_ids"] == 60).int()
     with torch.no_grad():
         expected = reference(**known).logits[0, -1].numpy()
     ids, pixels, mask = (inputs.pop(k) for k in ("input_ids", "pixel_values", "attention_mask"))
@@ -91,6 +93,8 @@ def test_mlx_vlm_sees_what_transformers_sees(name: str, tmp_path: Path) -> None:
     expected, actual = _logits_of_both(source, made.folder)
     assert np.abs(expected - actual).max() <= 3 * TOLERANCE * expected.std()
 
+    if name == "paligemma":  # mlx-lm has no such model
+        return
     with torch.no_grad():
         text = _transformers(source)(TEXT).logits[0].numpy()
     model, _ = load_model(made.folder)
@@ -113,12 +117,11 @@ def test_what_mlx_vlm_gets_wrong_is_left_out_and_said(name: str, tmp_path: Path)
     assert not (tmp_path / "again").exists()
 
 
-@pytest.mark.parametrize("name", NEITHER)
-def test_what_neither_library_computes_is_refused_with_both_reasons(
-    name: str, tmp_path: Path
-) -> None:
-    source = write_seeing(tmp_path / "source", name)
-    with pytest.raises(YoyoError, match=f"no model for '{name}'.*pictures: .*{NEITHER[name]}"):
+def test_what_neither_library_computes_is_refused_with_both_reasons(tmp_path: Path) -> None:
+    source = write_seeing(tmp_path / "source", "glm4v")
+    with pytest.raises(
+        YoyoError, match=r"no model for 'glm4v'.*pictures: .*after a picture differ"
+    ):
         export_model(source, tmp_path / "mlx", "fp32")
 
 

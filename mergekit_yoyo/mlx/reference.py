@@ -1,5 +1,6 @@
 """transformers' own model of a checkpoint, with which the mlx model is compared."""
 
+import inspect
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -56,12 +57,15 @@ def transformers_logits(
     language = getattr(model, "language_model", None)
     if hasattr(language, "lm_head"):
         model = language
+    typed = "token_type_ids" in inspect.signature(model.forward).parameters
     start = _longrope_start(declared, context)
     logits = []
     with torch.inference_mode(), running("transformers", folder):
         for tokens in prompts:
             inputs = torch.tensor([list(tokens)])
             places = {}
+            if typed:  # as its processor writes for text, without which PaliGemma reads otherwise
+                places["token_type_ids"] = torch.zeros_like(inputs)
             if start:
                 places["position_ids"] = torch.arange(len(tokens))[None] + start
             logits.append(model(inputs, use_cache=False, **places).logits[0].float().numpy())

@@ -5,6 +5,8 @@ both models get the same arrays from it.
 """
 
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +30,9 @@ def load_processor(folder: Path) -> Any:
     from mlx_vlm import utils
 
     try:
-        processor = utils.load_processor(folder, trust_remote_code=False)
-        own = utils.load_image_processor(folder)
+        with _quiet():
+            processor = utils.load_processor(folder, trust_remote_code=False)
+            own = utils.load_image_processor(folder)
     except Exception as error:  # processors of every kind fail in ways of their own
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise YoyoError(f"{folder}: mlx-vlm cannot load its processor: {lines[0]}") from None
@@ -59,13 +62,14 @@ def sample_inputs(processor: Any, config: dict[str, Any]) -> dict[str, NDArray[A
         else:
             place = getattr(processor, "boi_token", None) or processor.image_token
             prompt = f"{place} {QUESTION}"
-        made = prepare_inputs(
-            processor,
-            images=[_picture()],
-            prompts=prompt,
-            image_token_index=config.get("image_token_index"),
-            add_special_tokens=should_add_special_tokens(config["model_type"], processor),
-        )
+        with _quiet():
+            made = prepare_inputs(
+                processor,
+                images=[_picture()],
+                prompts=prompt,
+                image_token_index=config.get("image_token_index"),
+                add_special_tokens=should_add_special_tokens(config["model_type"], processor),
+            )
         inputs = {name: _array(value) for name, value in made.items() if value is not None}
     except Exception as error:  # as in `load_processor`
         lines = str(error).strip().splitlines() or [type(error).__name__]
@@ -103,13 +107,27 @@ def _arranged(folder: Path, inputs: dict[str, NDArray[Any]]) -> dict[str, NDArra
     from transformers import AutoImageProcessor
 
     try:
-        made = AutoImageProcessor.from_pretrained(folder)(_picture(), return_tensors="np")
+        with _quiet():
+            made = AutoImageProcessor.from_pretrained(folder)(_picture(), return_tensors="np")
         arrays = {name: _array(value) for name, value in made.items()}
     except Exception:  # it may need torchvision, which mlx-vlm does without
         return {}
     theirs, ours = arrays.get("pixel_values"), inputs.get("pixel_values")
     same = theirs is None or ours is None or theirs.shape == ours.shape
     return {} if same else arrays
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' advice to who writes a processor."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 def _picture() -> Any:

@@ -70,6 +70,8 @@ def _bridged_class(bridge: Bridge, declared: Any, *, float32: bool = False) -> A
     class Bridged(bridge.model_class):  # type: ignore[misc, name-defined]
         def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
             parent = getattr(super(), "sanitize", dict)
+            # mlx-lm's DeepSeek-V3 knows the number of such a layer of the published model alone
+            weights = {k: a for k, a in weights.items() if not _further_layer(k, declared)}
             if float32:
                 weights = {name: _widened(a) for name, a in weights.items()}
             found = {}
@@ -87,7 +89,8 @@ def _bridged_class(bridge: Bridge, declared: Any, *, float32: bool = False) -> A
 
 def left_out(bridge: Bridge, declared: Any, folder: Path) -> dict[str, int]:
     """What mlx-lm's model does not read of a checkpoint in original layout: parts (`model.visual`,
-    `mtp`) without which it would get the same weights, with their numbers of parameters.
+    `mtp`, layers beyond the model's own) without which it would get the same weights, with their
+    numbers of parameters.
 
     Nothing is read but headers.
     """
@@ -96,6 +99,7 @@ def left_out(bridge: Bridge, declared: Any, folder: Path) -> dict[str, int]:
     for name in weights:
         first, _, rest = name.partition(".")
         part = f"{first}.{rest.partition('.')[0]}" if first == "model" else first
+        part = _further_layer(name, declared) or part
         parts.setdefault(part, set()).add(name)
     model_class = _bridged_class(bridge, declared)
 
@@ -113,6 +117,15 @@ def left_out(bridge: Bridge, declared: Any, folder: Path) -> dict[str, int]:
         if kept == whole and part != "lm_head":  # a tied head is the embedding
             found[part] = sum(weights[name].size for name in names)
     return found
+
+
+def _further_layer(name: str, declared: Any) -> str:
+    """`model.layers.N` of a tensor that lies beyond the model's own layers, as blocks for
+    multi-token prediction do; else nothing."""
+    match = re.match(r"(model\.layers\.(\d+))\.", name)
+    text = declared and declared.get_text_config()
+    own = getattr(text, "num_hidden_layers", None)
+    return match[1] if match and isinstance(own, int) and int(match[2]) >= own else ""
 
 
 def _of(file: Path) -> Iterator[tuple[str, mx.array]]:
