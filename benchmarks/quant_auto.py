@@ -1,0 +1,257 @@
+"""`--quant auto` beside fixed recipes and mlx-lm's own, at the same size each: KL on held-out text.
+
+    python benchmarks/quant_auto.py                          # the merge of examples/quickstart.yml
+    python benchmarks/quant_auto.py --base smollm2-135m      # about an hour on two cores
+    python benchmarks/quant_auto.py --write                  # into docs/mlx.md
+
+Sensitivities are measured once, on text that is not the text of the table; for each recipe the
+widths are then chosen that fit its bytes. Beside ours stand mlx-lm's `mixed_*` recipes and the
+choice of `mlx_lm.dynamic_quant` (4 and 8 bits at 5 on average), by mlx-lm's own code on the same
+text, and `mlx_lm.gptq` (4 bits, with its 6 for the embedding).
+On Linux preload OpenBLAS (docs/mlx.md): mlx's own BLAS is too slow for a real model.
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import click
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+from mlx_lm.convert import mixed_quant_predicate_builder
+from mlx_lm.quant.dynamic_quant import estimate_sensitivities, estimate_threshold
+from mlx_lm.quant.gptq import gptq_quantize
+from pages import show, write_option
+
+from mergekit_yoyo.mlx.allocation import Choice, allocate
+from mergekit_yoyo.mlx.divergence import Reference
+from mergekit_yoyo.mlx.opening import Opened, open_checkpoint
+from mergekit_yoyo.mlx.plan import Placement
+from mergekit_yoyo.mlx.recipes import Recipe, parse_recipe
+from mergekit_yoyo.mlx.sensitivity import quantized, sensitivities
+from mergekit_yoyo.mlx.weights import load_lazily, stored_dtype
+from mergekit_yoyo.terminal import TerminalProgress
+from mergekit_yoyo.text import Text, Window, token_windows
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "benchmarks" / "quality"))
+from models import BASES, CACHE, base_folder, texts_of  # noqa: E402
+
+TOYS = "toys"
+FIXED = ("q3", "qx43", "q4", "q4-hi", "qx64p4", "qx64", "qx64-hi", "q6", "qx86p4", "qx86", "q8")
+MIXED = ("mixed_3_4", "mixed_3_6", "mixed_4_6")
+DYNAMIC = "dynamic_quant, 5 bits"
+WIDTHS = (3, 4, 5, 6, 8)
+LENGTH = 256
+
+
+@click.command(help=__doc__.split("\n\n")[0])
+@click.option("--base", type=click.Choice([TOYS, *BASES]), default=TOYS, show_default=True)
+@click.option("--domain", "domains", multiple=True, default=("code", "german"), show_default=True)
+@click.option("--windows", default=8, show_default=True, help="Of 256 tokens, to choose by.")
+@click.option("--reported", default=8, show_default=True, help="Windows of the table.")
+@click.option("--cache", type=click.Path(path_type=Path), default=CACHE, show_default=True)
+@write_option
+def main(
+    base: str, domains: tuple[str, ...], windows: int, reported: int, cache: Path, write: bool
+) -> None:
+    with tempfile.TemporaryDirectory() as place:
+        opened = open_checkpoint(source(base, Path(place), cache))
+        choosing, reporting = {}, {}
+        for domain in domains:
+            ours, held_out = texts(base, domain, cache)
+            tokenizer = opened.tokenizer._tokenizer
+            choosing[domain] = token_windows(Text(domain, (ours,)), tokenizer, LENGTH, windows)
+            reporting[domain] = token_windows(
+                Text(domain, (held_out,)), tokenizer, LENGTH, reported
+            )
+        lines = table(opened, choosing, reporting, cache / base / "quant-auto.json")
+    show(lines, "mlx.md", f"quant-auto-{base}", write=write)
+
+
+def source(base: str, place: Path, cache: Path) -> Path:
+    """The model to quantize."""
+    if base != TOYS:
+        return base_folder(base, cache)
+    command = ["mergekit-yaml", "examples/quickstart.yml", str(place / "merged")]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    return place / "merged"
+
+
+def texts(base: str, domain: str, cache: Path) -> tuple[str, str]:
+    """Text to choose by and text to report on."""
+    if base != TOYS:
+        return texts_of(domain, cache)
+    text = (ROOT / "examples" / "held_out" / f"{domain}.txt").read_text(encoding="utf-8")
+    return text[: len(text) // 2], text[len(text) // 2 :]
+
+
+def table(
+    opened: Opened,
+    choosing: Mapping[str, Sequence[Window]],
+    reporting: Mapping[str, Sequence[Window]],
+    kept: Path,
+) -> list[str]:
+    """Bits, KL by text and in the mean; of each recipe, and of `auto` at its size."""
+    model = load_lazily(opened.folder, opened.bridge, opened.declared)
+    model.set_dtype(mx.float32)
+    dtype = getattr(mx, stored_dtype(opened.folder))
+    costs = kept_costs(opened, model, choosing, dtype, kept)
+    reference = Reference(model, reporting)
+    mixed = [mixed_recipe(name, model) for name in MIXED]
+    dynamic = dynamic_recipe(model, choosing)
+    names = " | ".join(choosing)
+    lines = [
+        f"| recipe | bits per weight | KL: {names} | mean | "
+        f"auto at the same size: {names} | mean | change |",
+        "|---|---:|" + "---:|" * (2 * len(choosing) + 3),
+    ]
+    for recipe in [*map(parse_recipe, FIXED), *mixed, dynamic]:
+        plan = opened.plan(recipe)
+        chosen = cheapest(costs, plan.bytes, plan.placements)
+        cells = [divergences(model, reference, way, dtype) for way in (plan.placements, chosen)]
+        lines.append(row(recipe.name, plan.bits_per_weight, *cells))
+        click.echo(lines[-1], err=True)
+    lines.append(gptq_row(opened, model, reference, choosing, costs, dtype))
+    return lines
+
+
+def row(
+    name: str, bits: float, fixed: Mapping[str, np.ndarray], auto: Mapping[str, np.ndarray]
+) -> str:
+    """One line; the change of the mean, with its error paired over windows."""
+    shown = []
+    for found in (fixed, auto):
+        means = [kl.mean() for kl in found.values()]
+        shown += [f"{x:.2g}" for x in (*means, np.mean(means))]
+    off = np.concatenate([auto[text] - fixed[text] for text in fixed])
+    base = np.mean([kl.mean() for kl in fixed.values()])
+    error = off.std(ddof=1) / len(off) ** 0.5 / base
+    change = f"{off.mean() / base:+.0%} ± {error:.0%}"
+    return f"| {name} | {bits:.2f} | {' | '.join(shown)} | {change} |"
+
+
+def divergences(
+    model: nn.Module, reference: Reference, placements: Sequence[Placement], dtype: mx.Dtype
+) -> dict[str, np.ndarray]:
+    with quantized(model, placements, dtype):
+        return reference.divergence(model)
+
+
+Costs = dict[str, list[tuple[Placement, float]]]
+
+
+def kept_costs(
+    opened: Opened,
+    model: nn.Module,
+    choosing: Mapping[str, Sequence[Window]],
+    dtype: mx.Dtype,
+    kept: Path,
+) -> Costs:
+    """Of each module, its ways at groups of 64 and what each costs; measured once."""
+    ways: dict[str, list[Placement]] = {}
+    for width in WIDTHS:
+        recipe = Recipe(name="", bits_low=width, bits_high=width, period=0)
+        for placement in opened.plan(recipe).placements:
+            if placement.bits == width:
+                ways.setdefault(placement.path, []).append(placement)
+    label = {name: [w.tokens for w in windows] for name, windows in choosing.items()}
+    key = json.dumps(label)
+    found = json.loads(kept.read_text()) if kept.is_file() else {}
+    if found.get("key") != key:
+        reference = Reference(model, choosing)
+        with TerminalProgress() as progress:
+            progress.begin("Measuring modules", total=2 * len(ways), unit="measurements")
+            measured = sensitivities(model, reference, ways, dtype, progress)
+        costs = {
+            path: {str(c.placement.bits): np.mean(list(c.costs.values())) for c in candidates}
+            for path, candidates in measured.items()
+        }
+        found = {"key": key, "costs": costs}
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        kept.write_text(json.dumps(found))
+    return {
+        path: [(way, found["costs"][path][str(way.bits)]) for way in placements]
+        for path, placements in ways.items()
+    }
+
+
+def cheapest(costs: Costs, bytes_: int, placements: Sequence[Placement]) -> list[Placement]:
+    """The widths that fit the bytes of a plan, at groups of 64."""
+    fixed = sum(p.bytes for p in placements if p.path not in costs)
+    modules = [[Choice(cost, way.bytes) for way, cost in ways] for ways in costs.values()]
+    found = allocate(modules, bytes_ - fixed)
+    return [ways[k][0] for ways, k in zip(costs.values(), found, strict=True)]
+
+
+def mixed_recipe(name: str, model: nn.Module) -> Recipe:
+    """One of mlx-lm's `--quant-predicate` recipes."""
+    predicate = mixed_quant_predicate_builder(name, model)
+    return by_predicate(name, model, predicate, 4)
+
+
+def dynamic_recipe(model: nn.Module, choosing: Mapping[str, Sequence[Window]]) -> Recipe:
+    """mlx-lm's choice between 4 and 8 bits by the gradient of the KL."""
+    sensitive = dict(estimate_sensitivities(model, rows(choosing), 4, 64, 8, 64, batch_size=1))
+    threshold = estimate_threshold(model, sensitive, 5.0, 4, 64, 8, 64)
+
+    def predicate(path: str, module: nn.Module) -> bool | dict[str, int]:
+        return {"bits": 8} if sensitive[path] > threshold else True
+
+    return by_predicate(DYNAMIC, model, predicate, 4)
+
+
+def by_predicate(name: str, model: nn.Module, predicate: object, usual: int) -> Recipe:
+    bits = {}
+    for path, module in model.named_modules():
+        if hasattr(module, "to_quantized"):
+            found = predicate(path, module)  # type: ignore[operator]
+            bits[path] = found["bits"] if isinstance(found, dict) else usual
+    modules = {f"^{path}$": width for path, width in bits.items() if width != usual}
+    return Recipe(name=name, bits_low=usual, bits_high=usual, period=0, modules=modules)
+
+
+def rows(choosing: Mapping[str, Sequence[Window]]) -> mx.array:
+    """[windows, tokens]: what mlx-lm's own methods read, all of one length."""
+    windows = [window.tokens for windows in choosing.values() for window in windows]
+    length = min(map(len, windows))
+    return mx.array([tokens[:length] for tokens in windows])
+
+
+def gptq_row(
+    opened: Opened,
+    model: nn.Module,
+    reference: Reference,
+    choosing: Mapping[str, Sequence[Window]],
+    costs: Costs,
+    dtype: mx.Dtype,
+) -> str:
+    """mlx-lm's GPTQ: other weights at one width, so that its model is read itself."""
+    other = load_lazily(opened.folder, opened.bridge, opened.declared)
+    other.set_dtype(mx.float32)
+    done, config = gptq_quantize(other, rows(choosing), 4, 64, 6, 64, batch_size=1)
+    wide = [path for path, value in config.items() if isinstance(value, dict)]
+    modules = {f"^{path}$": 6 for path in wide}
+    recipe = Recipe(name="gptq, 4 bits", bits_low=4, bits_high=4, period=0, modules=modules)
+    plan = opened.plan(recipe)
+    chosen = cheapest(costs, plan.bytes, plan.placements)
+    read = dict(model.named_modules())
+    before = {p.path: read[p.path].weight for p in plan.placements if p.bits}
+    for path, module in done.named_modules():
+        if path in before:
+            read[path].weight = mx.dequantize(
+                module.weight, module.scales, module.biases, module.group_size, module.bits
+            )
+    fixed = reference.divergence(model)
+    for path, weight in before.items():
+        read[path].weight = weight
+    auto = divergences(model, reference, chosen, dtype)
+    return row(recipe.name, plan.bits_per_weight, fixed, auto)
+
+
+if __name__ == "__main__":
+    main()
