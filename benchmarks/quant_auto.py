@@ -28,11 +28,12 @@ from mlx_lm.quant.gptq import gptq_quantize
 from pages import show, write_option
 
 from mergekit_yoyo.mlx.allocation import Choice, allocate
+from mergekit_yoyo.mlx.calibration import read_back, replaced
 from mergekit_yoyo.mlx.divergence import Reference
 from mergekit_yoyo.mlx.opening import Opened, open_checkpoint
 from mergekit_yoyo.mlx.plan import Placement
 from mergekit_yoyo.mlx.recipes import Recipe, parse_recipe
-from mergekit_yoyo.mlx.sensitivity import quantized, sensitivities
+from mergekit_yoyo.mlx.sensitivity import rounded_weight, sensitivities
 from mergekit_yoyo.mlx.weights import load_lazily, stored_dtype
 from mergekit_yoyo.terminal import TerminalProgress
 from mergekit_yoyo.text import Text, Window, token_windows
@@ -138,7 +139,13 @@ def row(
 def divergences(
     model: nn.Module, reference: Reference, placements: Sequence[Placement], dtype: mx.Dtype
 ) -> dict[str, np.ndarray]:
-    with quantized(model, placements, dtype):
+    modules = dict(model.named_modules())
+    weights = {
+        p.path: rounded_weight(modules[p.path], p.quantization or {}, dtype)
+        for p in placements
+        if p.bits
+    }
+    with replaced(model, weights):
         return reference.divergence(model)
 
 
@@ -239,16 +246,8 @@ def gptq_row(
     recipe = Recipe(name="gptq, 4 bits", bits_low=4, bits_high=4, period=0, modules=modules)
     plan = opened.plan(recipe)
     chosen = cheapest(costs, plan.bytes, plan.placements)
-    read = dict(model.named_modules())
-    before = {p.path: read[p.path].weight for p in plan.placements if p.bits}
-    for path, module in done.named_modules():
-        if path in before:
-            read[path].weight = mx.dequantize(
-                module.weight, module.scales, module.biases, module.group_size, module.bits
-            )
-    fixed = reference.divergence(model)
-    for path, weight in before.items():
-        read[path].weight = weight
+    with replaced(model, read_back(done)):
+        fixed = reference.divergence(model)
     auto = divergences(model, reference, chosen, dtype)
     return row(recipe.name, plan.bits_per_weight, fixed, auto)
 

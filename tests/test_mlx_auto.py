@@ -262,7 +262,7 @@ def test_texts_count_as_they_are_weighed():
     }
 
     def widened(**weights: float) -> str:
-        auto = Auto(bits_per_weight=6, texts={"code": CODE, "prose": GERMAN}, weights=weights)
+        auto = Auto(bits_per_weight=6, weights=weights)
         chosen = _cheapest(candidates, 8 * 12, auto)
         (wide,) = [placement.path for placement in chosen if placement.bits == 8]
         return wide

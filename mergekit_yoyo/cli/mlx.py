@@ -26,7 +26,7 @@ HEEDED_BY_LIST = {
     *("quiet", "verbose"),
 }
 OF_RECIPES = {"recipe_file", "plan_only", "period", "offset", "projections", "modules"}
-OF_AUTO = {"bpw", "size", "texts", "weights"}
+OF_AUTO = {"bpw", "size", "weights"}
 
 
 @our_command("mlx")
@@ -57,6 +57,14 @@ OF_AUTO = {"bpw", "size", "texts", "weights"}
     multiple=True,
     metavar="NAME=W",
     help="With --quant auto: how much a text counts (repeatable).  [default: 1]",
+)
+@click.option(
+    "--rounding",
+    type=click.Choice(["nearest", "search", "feedback"]),
+    default="nearest",
+    show_default=True,
+    help="search: scales of least error, minutes; feedback: errors are made up for along a row "
+    "(GPTQ), longer.",
 )
 @click.option(
     "--recipe",
@@ -136,6 +144,7 @@ def command(
     size: str | None,
     texts: tuple[str, ...],
     weights: tuple[str, ...],
+    rounding: "mlx.Rounding",
     recipe_file: Path | None,
     list_recipes: bool,
     plan_only: bool,
@@ -179,13 +188,16 @@ def command(
         recipe = mlx.Auto(
             bits_per_weight=bpw,
             size=size_in_bytes("--size", size),
-            texts=parse_texts(texts),
             weights=_weights(weights),
             group_size=group_size or 64,
             dtype=dtype,
         )
     else:
         _refuse(_given() & OF_AUTO, "Without --quant auto nothing heeds")
+        if rounding != "feedback":
+            _refuse(
+                _given() & {"texts"}, "Without --quant auto or --rounding feedback nothing heeds"
+            )
         recipe = _named_recipe(quant, recipe_file).changed(
             period=period,
             offset=offset,
@@ -206,6 +218,8 @@ def command(
             source,
             output_folder(target, output, "mergekit-yoyo mlx SOURCE FOLDER --quant NAME"),
             recipe,
+            texts=parse_texts(texts),
+            rounding=rounding,
             verify=verify,
             max_kl=max_kl,
             context=max_context,

@@ -12,6 +12,7 @@ from mergekit_yoyo.install import install_line
 
 if TYPE_CHECKING:
     from mergekit_yoyo.mlx.automatic import Auto
+    from mergekit_yoyo.mlx.better import Rounding
     from mergekit_yoyo.mlx.export import Export, export_model, plan_export, plan_exports
     from mergekit_yoyo.mlx.plan import ExportPlan
     from mergekit_yoyo.mlx.recipes import Recipe, load_recipe, parse_recipe, recipe_names
@@ -25,6 +26,7 @@ _HOMES = {
     "plan_exports": "export",
     "ExportPlan": "plan",
     "Recipe": "recipes",
+    "Rounding": "better",
     "load_recipe": "recipes",
     "parse_recipe": "recipes",
     "recipe_names": "recipes",
@@ -37,6 +39,7 @@ __all__ = [
     "Export",
     "ExportPlan",
     "Recipe",
+    "Rounding",
     "export_model",
     "load_recipe",
     "parse_recipe",

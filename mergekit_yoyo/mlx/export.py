@@ -6,12 +6,15 @@ card. All in a hidden sibling of the target, which is renamed at the end.
 """
 
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from mergekit_yoyo.card import read_card
 from mergekit_yoyo.errors import YoyoError
-from mergekit_yoyo.mlx.automatic import Auto, found_recipe, in_play, text_windows
+from mergekit_yoyo.mlx.automatic import Auto, found_recipe, in_play
+from mergekit_yoyo.mlx.better import Rounding, check_rounding, round_better
+from mergekit_yoyo.mlx.calibration import Calibration, read_back, text_windows
 from mergekit_yoyo.mlx.card import begun_card, write_card
 from mergekit_yoyo.mlx.opening import Opened, named, open_checkpoint
 from mergekit_yoyo.mlx.plan import ExportPlan
@@ -78,6 +81,8 @@ def export_model(
     target: str | Path,
     recipe: Recipe | Auto | str,
     *,
+    texts: Mapping[str, Path] | None = None,
+    rounding: Rounding = "nearest",
     verify: bool | None = None,
     max_kl: float | None = None,
     context: int | None = None,
@@ -94,6 +99,9 @@ def export_model(
             name.
         target: the folder to make.
         recipe: a recipe or its name, or what one is to be found for by measurement.
+        texts: files to measure on, by name; without any, the model writes its own. For a recipe
+            that is to be found, and for `feedback`.
+        rounding: `nearest`, as mlx does; `search` for scales; `feedback` of errors (GPTQ).
         verify: compare with transformers; None: if it fits in memory.
         max_kl: refuse a drift above this mean divergence, in nats per token.
         context: tokens that the export is meant for; the model's own length by default.
@@ -110,16 +118,24 @@ def export_model(
             something else, the recipe is unknown, the target exists, or the disk is full. `target`
             is then as it was.
     """
-    target = Path(target)
-    recipe = recipe if isinstance(recipe, Auto) else named(recipe)
     if max_kl is not None and not max_kl >= 0:
         raise YoyoError(f"--max-kl: expected a divergence of 0 or more; got {max_kl}.")
+    wanted = _Wanted(
+        target=Path(target),
+        recipe=recipe if isinstance(recipe, Auto) else named(recipe),
+        texts=texts or {},
+        rounding=rounding,
+        verify=verify,
+        max_kl=max_kl,
+        base_model=base_model,
+        overwrite=overwrite,
+    )
 
     def export(pictures: bool | None, unseen: str = "") -> Export:
         opened = open_checkpoint(
             source, context=context, revision=revision, pictures=pictures, unseen=unseen
         )
-        return _export(opened, target, recipe, verify, max_kl, base_model, overwrite, progress)
+        return _export(opened, wanted, progress)
 
     try:
         return export(pictures)
@@ -135,35 +151,44 @@ def export_model(
         raise YoyoError(f"{error} And with its pictures: {unseen}") from None
 
 
-def _export(
-    opened: Opened,
-    target: Path,
-    recipe: Recipe | Auto,
-    verify: bool | None,
-    max_kl: float | None,
-    base_model: str | None,
-    overwrite: bool,
-    progress: Progress,
-) -> Export:
+@dataclass(frozen=True)
+class _Wanted:
+    """What `export_model` was asked for, in its words."""
+
+    target: Path
+    recipe: Recipe | Auto
+    texts: Mapping[str, Path]
+    rounding: Rounding
+    verify: bool | None
+    max_kl: float | None
+    base_model: str | None
+    overwrite: bool
+
+
+def _export(opened: Opened, wanted: _Wanted, progress: Progress) -> Export:
     """`export_model`, of an opened checkpoint."""
-    check_target(target, opened.folder, overwrite=overwrite)
+    target, recipe, texts = wanted.target, wanted.recipe, wanted.texts
+    check_target(target, opened.folder, overwrite=wanted.overwrite)
     opened.check_tokenizer()
     card = begun_card(
         opened.source,
         name=target.name,
-        base_model=base_model,
+        base_model=wanted.base_model,
         pictures=opened.bridge.pictures,
         previous=read_card(target / "README.md"),
     )
-    if isinstance(recipe, Auto):
+    if isinstance(recipe, Recipe):
+        check_rounding(recipe, wanted.rounding)
+    else:
+        recipe.check_weights(texts)
         in_play(opened, recipe)  # refused before any work
-        text_windows(opened, recipe)
+    text_windows(opened, texts)
     plan = opened.plan("q8" if isinstance(recipe, Auto) else recipe)
-    verify, unverified = whether_to_verify(verify, opened, plan.parameters)
-    if max_kl is not None and not verify:
-        raise YoyoError(f"--max-kl {max_kl}: nothing would be measured: {unverified}.")
+    verify, unverified = whether_to_verify(wanted.verify, opened, plan.parameters)
+    if wanted.max_kl is not None and not verify:
+        raise YoyoError(f"--max-kl {wanted.max_kl}: nothing would be measured: {unverified}.")
     with staged_folder(
-        target, overwrite=overwrite, needed_bytes=plan.folder_bytes + opened.unpacked_bytes
+        target, overwrite=wanted.overwrite, needed_bytes=plan.folder_bytes + opened.unpacked_bytes
     ) as staging:
         if opened.layout:
             progress.begin("Unpacking experts")
@@ -173,11 +198,21 @@ def _export(
         if verify:
             progress.begin("Comparing with transformers")
             reference = Reference.of(unpacked)
+        calibration = None
+        if isinstance(recipe, Auto) or wanted.rounding == "feedback":
+            calibration = Calibration.of(unpacked, texts, progress)
+            notes += calibration.notes
         if isinstance(recipe, Auto):
-            recipe, found = found_recipe(unpacked, recipe, progress)
+            assert calibration
+            recipe = found_recipe(unpacked, recipe, calibration, progress)
             (staging / RECIPE_FILE).write_text(recipe_yaml(recipe), encoding="utf-8")
-            notes += found
         plan = unpacked.plan(recipe)
+        plan.cast(unpacked.model)
+        if wanted.rounding != "nearest":
+            notes += round_better(unpacked.model, plan, wanted.rounding, calibration, progress)
+        plan.quantize(unpacked.model)
+        if calibration:
+            notes.append(calibration.divergence_said(read_back(unpacked.model)))
         save(unpacked.model, opened.bridge, plan, staging, progress)
         if unpacked is not opened:
             shutil.rmtree(unpacked.folder)
@@ -187,7 +222,7 @@ def _export(
         if reference:
             progress.begin("Measuring drift")
             verification = reference.verification(staging, notes)
-            _check_drift(verification, max_kl)
+            _check_drift(verification, wanted.max_kl)
         notes += plan.notes
         write_card(staging, card, opened.source, plan, verification, notes)
     return Export(target, plan, verification, tuple(notes), opened.bridge.library)

@@ -1,7 +1,7 @@
 """The plan of a conversion: which module gets how many bits, and what that weighs.
 
 A plan is made from an mlx model whose arrays have shapes and dtypes but need not be loaded (mlx is
-lazy), and it is what the export then carries out: `ExportPlan.carry_out`.
+lazy), and it is what the export then carries out: `ExportPlan.cast` and `quantize`.
 """
 
 import re
@@ -149,18 +149,28 @@ class ExportPlan:
             if p.quantization and p.quantization != default
         }
 
-    def carry_out(self, model: nn.Module) -> None:
-        """Cast and quantize `model` in place, lazily: mlx computes when the result is written."""
-        if self.recipe.dtype is not None:
-            dtype, casts = getattr(mx, self.recipe.dtype), _cast_predicate(model)
+    def cast(self, model: nn.Module) -> None:
+        """Give `model` the dtype of the recipe, in place and lazily."""
+        if self.recipe.dtype is None:
+            return
+        dtype, casts = getattr(mx, self.recipe.dtype), _cast_predicate(model)
 
-            def cast(path: str, value: mx.array) -> mx.array:
-                floating = mx.issubdtype(value.dtype, mx.floating)
-                return value.astype(dtype) if floating and casts(path) else value
+        def cast(path: str, value: mx.array) -> mx.array:
+            floating = mx.issubdtype(value.dtype, mx.floating)
+            return value.astype(dtype) if floating and casts(path) else value
 
-            model.update(tree_map_with_path(cast, model.parameters()))
+        model.update(tree_map_with_path(cast, model.parameters()))
+
+    def quantize(self, model: nn.Module) -> None:
+        """Quantize the modules of `model` that are not yet, in place and lazily: mlx computes when
+        the result is written."""
         wanted = {p.path: p.quantization for p in self.placements if p.quantization}
-        nn.quantize(model, class_predicate=lambda path, module: wanted.get(path, False))
+
+        def predicate(path: str, module: nn.Module) -> dict[str, Any] | bool:
+            whole = hasattr(module, "to_quantized")  # and not what was rounded otherwise
+            return (whole and wanted.get(path)) or False
+
+        nn.quantize(model, class_predicate=predicate)
 
 
 def plan_model(

@@ -20,19 +20,18 @@ _SECONDS = 0.5  # between two looks at what is written
 def save(
     model: nn.Module, bridge: Bridge, plan: ExportPlan, folder: Path, progress: Progress
 ) -> None:
-    """Carry `plan` out on `model`, whose arrays are given away, and write weights and config.
+    """Write weights and config of `model`, whose arrays are given away.
 
     Args:
-        model: lazy: mlx computes each shard as it is written.
+        model: cast and quantized by `plan`, lazily: mlx computes each shard as it is written.
         bridge: whose config is written; that of a tower only if it was kept.
-        plan: what each module gets.
+        plan: what each module got.
         folder: that is there.
         progress: told of the bytes that are written.
 
     Raises:
         YoyoError: mlx could not write, as on a full disk.
     """
-    plan.carry_out(model)
     step = "Quantizing and writing" if plan.recipe.quantizes else "Writing"
     progress.begin(step, total=plan.bytes, unit="bytes")
     try:

@@ -6,14 +6,14 @@ error, so that the widths above the narrowest of these are not measured but foll
 smaller their error is; 2 and 3 bits, where it does not, are always measured.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 
+from mergekit_yoyo.mlx.calibration import replaced
 from mergekit_yoyo.mlx.divergence import Reference
 from mergekit_yoyo.mlx.plan import Placement
 from mergekit_yoyo.progress import Progress
@@ -63,10 +63,10 @@ def sensitivities(
         for way in ways:
             if way.bits is None:
                 continue
-            rounded = _rounded(module, way.quantization or {}, dtype)
+            rounded = rounded_weight(module, way.quantization or {}, dtype)
             errors[way.bits] = _square_error(module.weight, rounded)
             if way.bits in measured_widths(widths):
-                with _weight(module, rounded):
+                with replaced(model, {path: rounded}):
                     parts = reference.divergence(model)
                 costs[way.bits] = {name: max(0.0, float(kl.mean())) for name, kl in parts.items()}
                 progress.advance()
@@ -80,36 +80,8 @@ def sensitivities(
     return found
 
 
-@contextmanager
-def quantized(
-    model: nn.Module, placements: Sequence[Placement], dtype: mx.Dtype
-) -> Iterator[nn.Module]:
-    """The model with the weights of all these placements rounded, whole again afterwards."""
-    modules = dict(model.named_modules())
-    chosen = [p for p in placements if p.bits is not None]
-    before = {p.path: modules[p.path].weight for p in chosen}
-    for placement in chosen:
-        module = modules[placement.path]
-        module.weight = _rounded(module, placement.quantization or {}, dtype)
-    try:
-        yield model
-    finally:
-        for path, weight in before.items():
-            modules[path].weight = weight
-
-
-@contextmanager
-def _weight(module: Any, weight: mx.array) -> Iterator[None]:
-    before = module.weight
-    module.weight = weight
-    try:
-        yield
-    finally:
-        module.weight = before
-
-
-def _rounded(module: Any, quantization: Mapping[str, Any], dtype: mx.Dtype) -> mx.array:
-    """The weight as it would be read from an export."""
+def rounded_weight(module: Any, quantization: Mapping[str, Any], dtype: mx.Dtype) -> mx.array:
+    """A module's weight as it would be read from an export; dtype: as it is stored."""
     weight = module.weight
     parts = mx.quantize(weight.astype(dtype), **quantization)
     return mx.dequantize(*parts, **quantization).astype(weight.dtype)
