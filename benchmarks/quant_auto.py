@@ -32,8 +32,8 @@ from mergekit_yoyo.mlx.calibration import read_back, replaced
 from mergekit_yoyo.mlx.divergence import Reference
 from mergekit_yoyo.mlx.opening import Opened, open_checkpoint
 from mergekit_yoyo.mlx.plan import Placement
-from mergekit_yoyo.mlx.recipes import Recipe, parse_recipe
-from mergekit_yoyo.mlx.sensitivity import rounded_weight, sensitivities
+from mergekit_yoyo.mlx.recipes import AFFINE_WIDTHS, Recipe, parse_recipe
+from mergekit_yoyo.mlx.sensitivity import measured_widths, rounded_weight, sensitivities
 from mergekit_yoyo.mlx.weights import load_lazily, stored_dtype
 from mergekit_yoyo.terminal import TerminalProgress
 from mergekit_yoyo.text import Text, Window, token_windows
@@ -46,7 +46,6 @@ TOYS = "toys"
 FIXED = ("q3", "qx43", "q4", "q4-hi", "qx64p4", "qx64", "qx64-hi", "q6", "qx86p4", "qx86", "q8")
 MIXED = ("mixed_3_4", "mixed_3_6", "mixed_4_6")
 DYNAMIC = "dynamic_quant, 5 bits"
-WIDTHS = (3, 4, 5, 6, 8)
 LENGTH = 256
 
 
@@ -54,12 +53,20 @@ LENGTH = 256
 @click.option("--base", type=click.Choice([TOYS, *BASES]), default=TOYS, show_default=True)
 @click.option("--domain", "domains", multiple=True, default=("code", "german"), show_default=True)
 @click.option("--windows", default=8, show_default=True, help="Of 256 tokens, to choose by.")
+@click.option("--least", default=3, show_default=True, help="The narrowest width in play.")
 @click.option("--reported", default=8, show_default=True, help="Windows of the table.")
 @click.option("--cache", type=click.Path(path_type=Path), default=CACHE, show_default=True)
 @write_option
 def main(
-    base: str, domains: tuple[str, ...], windows: int, reported: int, cache: Path, write: bool
+    base: str,
+    domains: tuple[str, ...],
+    windows: int,
+    least: int,
+    reported: int,
+    cache: Path,
+    write: bool,
 ) -> None:
+    widths = [width for width in AFFINE_WIDTHS if width >= least]
     with tempfile.TemporaryDirectory() as place:
         opened = open_checkpoint(source(base, Path(place), cache))
         choosing, reporting = {}, {}
@@ -70,7 +77,7 @@ def main(
             reporting[domain] = token_windows(
                 Text(domain, (held_out,)), tokenizer, LENGTH, reported
             )
-        lines = table(opened, choosing, reporting, cache / base / "quant-auto.json")
+        lines = table(opened, choosing, reporting, widths, cache / base / "quant-auto.json")
     show(lines, "mlx.md", f"quant-auto-{base}", write=write)
 
 
@@ -95,13 +102,14 @@ def table(
     opened: Opened,
     choosing: Mapping[str, Sequence[Window]],
     reporting: Mapping[str, Sequence[Window]],
+    widths: Sequence[int],
     kept: Path,
 ) -> list[str]:
     """Bits, KL by text and in the mean; of each recipe, and of `auto` at its size."""
     model = load_lazily(opened.folder, opened.bridge, opened.declared)
     model.set_dtype(mx.float32)
     dtype = getattr(mx, stored_dtype(opened.folder))
-    costs = kept_costs(opened, model, choosing, dtype, kept)
+    costs = kept_costs(opened, model, choosing, widths, dtype, kept)
     reference = Reference(model, reporting)
     mixed = [mixed_recipe(name, model) for name in MIXED]
     dynamic = dynamic_recipe(model, choosing)
@@ -113,6 +121,8 @@ def table(
     ]
     for recipe in [*map(parse_recipe, FIXED), *mixed, dynamic]:
         plan = opened.plan(recipe)
+        if plan.bytes < opened.plan(f"q{widths[0]}").bytes:
+            continue  # narrower than what is in play
         chosen = cheapest(costs, plan.bytes, plan.placements)
         cells = [divergences(model, reference, way, dtype) for way in (plan.placements, chosen)]
         lines.append(row(recipe.name, plan.bits_per_weight, *cells))
@@ -156,23 +166,25 @@ def kept_costs(
     opened: Opened,
     model: nn.Module,
     choosing: Mapping[str, Sequence[Window]],
+    widths: Sequence[int],
     dtype: mx.Dtype,
     kept: Path,
 ) -> Costs:
     """Of each module, its ways at groups of 64 and what each costs; measured once."""
     ways: dict[str, list[Placement]] = {}
-    for width in WIDTHS:
+    for width in widths:
         recipe = Recipe(name="", bits_low=width, bits_high=width, period=0)
         for placement in opened.plan(recipe).placements:
             if placement.bits == width:
                 ways.setdefault(placement.path, []).append(placement)
     label = {name: [w.tokens for w in windows] for name, windows in choosing.items()}
-    key = json.dumps(label)
+    key = json.dumps([label, list(widths)])
     found = json.loads(kept.read_text()) if kept.is_file() else {}
     if found.get("key") != key:
         reference = Reference(model, choosing)
         with TerminalProgress() as progress:
-            progress.begin("Measuring modules", total=2 * len(ways), unit="measurements")
+            count = len(ways) * len(measured_widths(widths))
+            progress.begin("Measuring modules", total=count, unit="measurements")
             measured = sensitivities(model, reference, ways, dtype, progress)
         costs = {
             path: {str(c.placement.bits): np.mean(list(c.costs.values())) for c in candidates}

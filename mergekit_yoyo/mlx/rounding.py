@@ -88,7 +88,7 @@ def searched(
 def searched_mxfp4(weight: mx.array) -> Rounded:
     """As `searched`, for mxfp4: of three powers of two the one with the least squared error."""
     grouped = weight.astype(mx.float32).reshape(*weight.shape[:-1], -1, _MXFP4_GROUP)
-    _, exponents = mx.quantize(weight, mode="mxfp4")
+    exponents: mx.array = mx.quantize(weight, mode="mxfp4")[1]
     values = mx.array((*_MXFP4, *(-value for value in _MXFP4)))
     middles = mx.array([(a + b) / 2 for a, b in pairwise(_MXFP4)])
     found: list[mx.array] = []

@@ -1,0 +1,99 @@
+"""`--rounding` at the same bits: KL to the unquantized model on held-out text.
+
+    python benchmarks/quant_rounding.py                      # the merge of examples/quickstart.yml
+    python benchmarks/quant_rounding.py --base smollm2-135m  # --write: into docs/mlx.md
+
+The second moments for `feedback` come from other text than the table's. The change is that from
+mlx's own rounding, its error paired over windows.
+On Linux preload OpenBLAS (docs/mlx.md): mlx's own BLAS is too slow for a real model.
+"""
+
+import tempfile
+import time
+from pathlib import Path
+
+import click
+import mlx.core as mx
+import numpy as np
+from pages import show, write_option
+from quant_auto import BASES, CACHE, LENGTH, TOYS, source, texts
+
+from mergekit_yoyo.mlx.better import Rounding, round_better
+from mergekit_yoyo.mlx.calibration import Calibration, read_back, replaced
+from mergekit_yoyo.mlx.divergence import Reference
+from mergekit_yoyo.mlx.opening import Opened, open_checkpoint
+from mergekit_yoyo.mlx.weights import load_lazily
+from mergekit_yoyo.progress import SILENT
+from mergekit_yoyo.text import Text, token_windows
+
+RECIPES = ("q3", "q4", "q4-hi", "qx64", "q6", "mxfp4")
+ROUNDINGS: tuple[Rounding, ...] = ("search", "feedback")
+
+
+@click.command(help=__doc__.split("\n\n")[0])
+@click.option("--base", type=click.Choice([TOYS, *BASES]), default=TOYS, show_default=True)
+@click.option("--domain", "domains", multiple=True, default=("code", "german"), show_default=True)
+@click.option("--windows", default=8, show_default=True, help="Of 256 tokens, for the moments.")
+@click.option("--reported", default=8, show_default=True, help="Windows of the table.")
+@click.option("--recipe", "recipes", multiple=True, default=RECIPES, show_default=True)
+@click.option("--cache", type=click.Path(path_type=Path), default=CACHE, show_default=True)
+@write_option
+def main(
+    base: str,
+    domains: tuple[str, ...],
+    windows: int,
+    reported: int,
+    recipes: tuple[str, ...],
+    cache: Path,
+    write: bool,
+) -> None:
+    with tempfile.TemporaryDirectory() as place:
+        opened = open_checkpoint(source(base, Path(place), cache))
+        choosing, reporting = {}, {}
+        for domain in domains:
+            ours, held_out = texts(base, domain, cache)
+            tokenizer = opened.tokenizer._tokenizer
+            for found, text, most in ((choosing, ours, windows), (reporting, held_out, reported)):
+                found[domain] = token_windows(Text(domain, (text,)), tokenizer, LENGTH, most)
+        model = load_lazily(opened.folder, opened.bridge, opened.declared)
+        model.set_dtype(mx.float32)
+        calibration = Calibration(model, choosing, reporting, ())
+        lines = [
+            "| recipe | bits per weight | nearest | search | change | feedback | change |",
+            "|---|---:|---:|---:|---:|---:|---:|",
+        ]
+        for recipe in recipes:
+            lines.append(row(opened, calibration, recipe))
+            click.echo(lines[-1], err=True)
+    show(lines, "mlx.md", f"quant-rounding-{base}", write=write)
+
+
+def row(opened: Opened, calibration: Calibration, recipe: str) -> str:
+    """KL by rounding."""
+    plan = opened.plan(recipe)
+    reference = Reference(calibration.model, calibration.reporting)
+    cells, before = [], np.zeros(0)
+    for rounding in ("nearest", *ROUNDINGS):
+        if rounding == "feedback" and plan.recipe.mode != "affine":
+            cells += ["", ""]
+            continue
+        started = time.monotonic()
+        model = load_lazily(opened.folder, opened.bridge, opened.declared)
+        if rounding != "nearest":
+            round_better(model, plan, rounding, calibration, SILENT)
+        plan.quantize(model)
+        with replaced(calibration.model, read_back(model)):
+            found = np.concatenate(list(reference.divergence(calibration.model).values()))
+        click.echo(f"{recipe}, {rounding}: {time.monotonic() - started:.0f} s", err=True)
+        cells.append(f"{found.mean():.2g}")
+        if rounding == "nearest":
+            before = found
+        else:
+            off = found - before
+            error = off.std(ddof=1) / len(off) ** 0.5
+            cells.append(f"{off.mean() / before.mean():+.0%} ± {error / before.mean():.0%}")
+    return f"| {recipe} | {plan.bits_per_weight:.2f} | {' | '.join(cells)} |"
+
+
+if __name__ == "__main__":
+    main()
