@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mlx_families import RIGHT, tiny_model
 from mlx_lm.utils import load_model
 
 from mergekit_yoyo.errors import YoyoError
 from mergekit_yoyo.mlx import export_model
-from mergekit_yoyo.mlx.rounding import DAMPING, fed_forward, searched, searched_mxfp4
+from mergekit_yoyo.mlx.rounding import DAMPING, Rounded, fed_forward, searched, searched_mxfp4
 
 ROOT = Path(__file__).resolve().parent.parent
 EXPERT = ROOT / "examples" / "experts" / "code"
@@ -187,6 +188,18 @@ def test_inputs_that_never_come_do_no_harm():
     assert np.array_equal(np.array(rounded.codes), np.array(plainly.codes))
 
 
+def test_each_of_stacked_experts_is_rounded_as_if_alone(inputs):
+    stacked = np.stack([weights(seed) for seed in (7, 8, 9)]).astype(np.float32)
+    moments = (inputs.T @ inputs).astype(np.float32)
+    together = fed_forward(mx.array(stacked), 4, 64, mx.bfloat16, moments)
+    assert together.packed(4).shape == mx.quantize(mx.array(stacked), 64, 4)[0].shape
+    for k, weight in enumerate(stacked):
+        alone = fed_forward(mx.array(weight), 4, 64, mx.bfloat16, moments)
+        found = Rounded(together.codes[k], together.scales[k], together.biases[k])
+        same = read(found, 4, 64) == read(alone, 4, 64)
+        assert same.mean() > 0.98  # products of other shapes differ in the last bit
+
+
 # --- exports --------------------------------------------------------------------------------------
 
 
@@ -233,6 +246,31 @@ def test_feedback_is_nearer_on_text_and_says_so(tmp_path):
     assert "scales by search alone" in notes
     assert "model.embed_tokens" in notes
     assert "on text kept apart, nats per token: code " in notes
+
+
+@pytest.mark.parametrize("latents", [32, 64])
+def test_feedback_leaves_what_is_multiplied_by_its_columns_to_the_search(latents, tmp_path):
+    """`embed_q` of latent attention: its inputs are of its outputs' size, here as in the models.
+
+    With stacked experts beside it, which are fed forward: the note does not name them.
+    """
+    spec = RIGHT["deepseek_v3"] | {"kv_lora_rank": latents, "qk_nope_head_dim": 32}
+    tiny_model(spec, tmp_path / "source", original_layout=False)
+    text = tmp_path / "code.txt"
+    text.write_bytes((ROOT / "examples/held_out/code.txt").read_bytes()[:1100])
+    texts = {"code": text}
+    fed, searched_alone = (
+        export_model(tmp_path / "source", tmp_path / how, "q4-hi", rounding=how, texts=given)
+        for how, given in (("feedback", texts), ("search", {}))
+    )
+    note = next(note for note in fed.notes if note.startswith("scales by search alone"))
+    assert "self_attn.embed_q" in note
+    assert "switch_mlp" not in note
+    ours, theirs = (dict(load_model(x.folder)[0].named_modules()) for x in (fed, searched_alone))
+    path = "model.layers.1.self_attn.embed_q"
+    assert mx.array_equal(ours[path].weight, theirs[path].weight)
+    path = "model.layers.1.mlp.switch_mlp.down_proj"
+    assert not mx.array_equal(ours[path].weight, theirs[path].weight)
 
 
 @pytest.mark.parametrize(

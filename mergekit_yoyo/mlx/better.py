@@ -41,14 +41,16 @@ def round_better(
     modules = dict(model.named_modules())
     planned = [p for p in plan.placements if p.bits is not None]
     progress.begin("Rounding", total=len(planned), unit="modules")
-    fed = [
+    wanted = [
         p
         for p in planned
         if rounding == "feedback" and p.mode == "affine" and _takes_rows(modules[p.path])
     ]
-    for placement, moments in _with_moments(fed, modules, calibration):
+    fed = []
+    for placement, moments in _with_moments(wanted, modules, calibration):
         weight = modules[placement.path].weight
         _put(model, placement, fed_forward(weight, *_sizes(placement), weight.dtype, moments))
+        fed.append(placement)
         progress.advance()
     by_search = [p for p in planned if p not in fed]
     for placement in by_search:
@@ -106,7 +108,11 @@ def _put(model: nn.Module, placement: Placement, rounded: Rounded) -> None:
 
 
 class _Listener(nn.Module):  # type: ignore[misc]
-    """A module that adds up x x^T over the inputs x that it is given."""
+    """A module that adds up x x^T over the inputs x that its rows are multiplied with.
+
+    Latent attention multiplies the columns of `embed_q` (`transpose=False`) when it reads more than
+    one token; these inputs say nothing about errors along a row.
+    """
 
     def __init__(self, module: nn.Module, inputs: int) -> None:
         super().__init__()
@@ -114,8 +120,9 @@ class _Listener(nn.Module):  # type: ignore[misc]
         self._moments = mx.zeros((inputs, inputs))
 
     def __call__(self, inputs: mx.array, *more: Any, **named: Any) -> mx.array:
-        rows = inputs.reshape(-1, inputs.shape[-1]).astype(mx.float32)
-        self._moments = self._moments + rows.T @ rows
+        if named.get("transpose", True):
+            rows = inputs.reshape(-1, inputs.shape[-1]).astype(mx.float32)
+            self._moments = self._moments + rows.T @ rows
         outputs: mx.array = self.module(inputs, *more, **named)
         return outputs
 
@@ -125,7 +132,8 @@ def _with_moments(
 ) -> Iterator[tuple[Placement, Floats]]:
     """Each placement with the second moments of its inputs, so many at once as memory holds.
 
-    The experts of a layer share one: of all tokens, whichever expert they went to.
+    One whose rows no input reaches is left out. The experts of a layer share one: of all tokens,
+    whichever expert they went to.
     """
     if calibration is None:
         return
@@ -148,7 +156,9 @@ def _with_moments(
         finally:
             _swap(calibration.model, {p.path: listener.module for p, listener in part})
         for placement, listener in part:
-            yield placement, np.array(listener._moments)
+            moments = np.array(listener._moments)
+            if moments.any():
+                yield placement, moments
 
 
 def _swap(model: nn.Module, modules: dict[str, nn.Module]) -> None:
