@@ -99,6 +99,15 @@ def test_what_has_no_spread_stays_as_it_is():
     np.testing.assert_allclose(read(rounded, 4, 64), weight, atol=1e-6)
 
 
+def test_what_is_searched_at_once_changes_nothing(monkeypatch):
+    weight = mx.array(weights(10).astype(np.float32))
+    together = searched(weight, 4, 32, mx.bfloat16)
+    monkeypatch.setattr("mergekit_yoyo.mlx.rounding.AT_ONCE", 2 * 128 + 1)
+    apart = searched(weight, 4, 32, mx.bfloat16)
+    for name in ("codes", "scales", "biases"):
+        assert mx.array_equal(getattr(together, name), getattr(apart, name))
+
+
 def test_importance_is_heeded():
     """Where one input counts a thousand times, its weight is nearly exact."""
     weight = weights(2, rows=50, inputs=64)

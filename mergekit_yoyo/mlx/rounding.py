@@ -14,11 +14,12 @@ import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import cholesky
+from scipy.linalg.lapack import dtrtri
 
 SHRINKS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7)  # of the range of a group, to start from
 REFINEMENTS = 2  # least squares for scale and bias, with the codes that they give
 DAMPING = 0.01  # of the mean second moment, added to each, as GPTQ has it
-ROWS = 1024  # searched at once
+AT_ONCE = 2**19  # weights that are searched at once: what a processor caches
 
 Floats = NDArray[np.float32]
 
@@ -76,9 +77,10 @@ def searched(
     )
     flat = grouped.reshape(-1, *grouped.shape[-2:])
     scales, biases = (x.reshape(len(flat), -1) for x in (scales, biases))
+    step = max(1, AT_ONCE // weight.shape[-1])
     parts = [
-        _fitted(flat[k : k + ROWS], bits, dtype, counts, scales[k : k + ROWS], biases[k : k + ROWS])
-        for k in range(0, len(flat), ROWS)
+        _fitted(flat[k : k + step], bits, dtype, counts, scales[k : k + step], biases[k : k + step])
+        for k in range(0, len(flat), step)
     ]
     lead = grouped.shape[:-1]
     codes, scales, biases = (mx.concatenate(list(part)) for part in zip(*parts, strict=True))
@@ -117,14 +119,15 @@ def fed_forward(
     Args: as of `searched`, but for moments: [in, in], the sum of x x^T over inputs x.
     """
     rows = np.array(weight.astype(mx.float32)).reshape(-1, weight.shape[-1])
+    columns = np.ascontiguousarray(rows.T)
     upper, importance = _inverse_root(moments)
-    groups = range(0, rows.shape[1], group_size)
-    codes = np.empty(rows.shape, np.uint8)
+    groups = range(0, len(columns), group_size)
+    codes = np.empty(columns.shape, np.uint8)
     scales, biases = [], []
     for begin in groups:
         end = begin + group_size
         fitted = searched(
-            mx.array(rows[:, begin:end]),
+            mx.array(columns[begin:end].T),
             bits,
             group_size,
             dtype,
@@ -133,32 +136,32 @@ def fed_forward(
         assert fitted.biases is not None
         scales.append(fitted.scales)
         biases.append(fitted.biases)
-        scale, bias = (np.array(x.astype(mx.float32)) for x in (fitted.scales, fitted.biases))
-        errors = np.empty((rows.shape[0], group_size), np.float32)
+        scale, bias = (np.array(x.astype(mx.float32))[:, 0] for x in (fitted.scales, fitted.biases))
+        errors = np.empty((group_size, len(rows)), np.float32)
         for k in range(begin, end):
-            column = rows[:, k : k + 1]
-            code = _codes_of(column, scale, bias, bits)
-            codes[:, k : k + 1] = code
-            error = (column - (scale * code + bias)) / upper[k, k]
-            rows[:, k + 1 : end] -= error * upper[k, k + 1 : end]
-            errors[:, k - begin : k - begin + 1] = error
-        rows[:, end:] -= errors @ upper[begin:end, end:]
+            codes[k] = code = _codes_of(columns[k], scale, bias, bits)
+            errors[k - begin] = error = (columns[k] - (scale * code + bias)) / upper[k, k]
+            columns[k + 1 : end] -= np.outer(upper[k, k + 1 : end], error)
+        columns[end:] -= upper[begin:end, end:].T @ errors
     lead = (*weight.shape[:-1], len(groups))
     return Rounded(
-        mx.array(codes).reshape(*lead, group_size),
+        mx.array(codes.T).reshape(*lead, group_size),
         mx.concatenate(scales, axis=-1).reshape(lead),
         mx.concatenate(biases, axis=-1).reshape(lead),
     )
 
 
 def _inverse_root(moments: Floats) -> tuple[Floats, Floats]:
-    """U with U^T U the inverse of the damped moments, and how much the error of an input counts."""
+    """U with U^T U the inverse of the damped moments, and how much the error of an input counts.
+
+    U is upper, the inverse of an R with R R^T the moments: their Cholesky factor, last input first.
+    """
     damped = moments.astype(np.float64)
     diagonal = np.diag_indices(len(damped))
     damping = DAMPING * damped[diagonal].mean()
     damped[diagonal] += damping if damping > 0 else 1.0
-    inverse = np.linalg.inv(damped)
-    upper = cholesky((inverse + inverse.T) / 2, lower=False)
+    root = cholesky(damped[::-1, ::-1], lower=True)[::-1, ::-1]
+    upper, _ = dtrtri(root)
     return upper.astype(np.float32), damped[diagonal].astype(np.float32)
 
 
