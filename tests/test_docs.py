@@ -211,8 +211,8 @@ def test_measured_tables_stand_where_their_benchmark_writes_them() -> None:
     written |= {("families.md", "families"), ("merging.md", "options")}
     for page in (ROOT / "docs").glob("*.md"):
         for name in re.findall(r"^<!-- mergekit-yoyo:([\w-]+) -->", page.read_text(), flags=re.M):
-            stem, family = re.sub(r"-\d+$", "", name), name.split("-")[0]
-            known = {(page.name, each) for each in (name, stem, family)}
+            parts = name.split("-")
+            known = {(page.name, "-".join(parts[:k])) for k in range(1, len(parts) + 1)}
             assert known & written, f"{page.name}: {name}"
 
 
