@@ -48,6 +48,10 @@ METHODS: dict[str, dict[str, object]] = {
     "linear": {"merge_method": "linear", "parameters": {"weight": 1.0}},
     "yoyo_fusion": {"merge_method": "yoyo_fusion"},
     "recall": {"merge_method": "yoyo_fusion", "parameters": {"consensus": "recall"}},
+    "recall in float64": {
+        "merge_method": "yoyo_fusion",
+        "parameters": {"consensus": "recall", "recall_precision": "float64"},
+    },
 }
 
 
@@ -78,7 +82,8 @@ def write_models(folder: Path, count: int, config: LlamaConfig) -> tuple[list[Pa
 
 def run(models: list[Path], method: str, folder: Path) -> tuple[float, float]:
     """Seconds and peak MiB of one `mergekit-yaml` process."""
-    recipe, out = folder / f"{method}.yml", folder / f"merged-{method}"
+    file = method.replace(" ", "-")
+    recipe, out = folder / f"{file}.yml", folder / f"merged-{file}"
     recipe.write_text(
         yaml.safe_dump(
             {
@@ -109,7 +114,7 @@ def main(rounds: int, small: bool, write: bool) -> None:
         folder = Path(name)
         click.echo("writing three models ...", err=True)
         models, parameters = write_models(folder, 3, SMALL if small else LARGE)
-        methods = [method for method in METHODS if small or method != "recall"]
+        methods = [method for method in METHODS if small or "recall" not in method]
         results: dict[str, list[tuple[float, float]]] = {method: [] for method in methods}
         for k in range(rounds):
             for method, measured in results.items():

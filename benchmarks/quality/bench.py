@@ -157,11 +157,24 @@ def _key(method: Method, setting: str) -> str:
 @click.option("--base", type=click.Choice(list(BASES)), default="smollm2-135m", show_default=True)
 @click.option("--domain", "domains", multiple=True, type=click.Choice(DOMAINS), default=DOMAINS[:3])
 @click.option("--broken", "spoiled", is_flag=True, help="Merge a broken further model in.")
+@click.option(
+    "--method",
+    "labels",
+    multiple=True,
+    type=click.Choice([method.label for method in METHODS]),
+    help="Only these (repeatable), and what is kept of others.",
+)
 @click.option("--small", is_flag=True, help="Few methods and blocks.")
 @click.option("--cache", type=click.Path(path_type=Path), default=CACHE, show_default=True)
 @write_option
 def main(
-    base: str, domains: tuple[str, ...], spoiled: bool, small: bool, cache: Path, write: bool
+    base: str,
+    domains: tuple[str, ...],
+    spoiled: bool,
+    labels: tuple[str, ...],
+    small: bool,
+    cache: Path,
+    write: bool,
 ) -> None:
     transformers_logging.disable_progress_bar()
     if small and write:
@@ -191,6 +204,8 @@ def main(
         if label not in results:
             tell(label, reader.losses(weights))
     for method in METHODS:
+        if labels and method.label not in labels:
+            continue
         takes = method.only in (None, len(inputs)) and not (spoiled and method.reads)
         for setting, merge in method.settings.items() if takes and small <= method.small else ():
             if (label := _key(method, setting)) not in results:
