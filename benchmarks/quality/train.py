@@ -13,7 +13,7 @@ from pathlib import Path
 
 import click
 import torch
-from models import BASES, CACHE, DOMAINS, base_folder, texts_of
+from models import BASES, CACHE, DOMAINS, EXPERTS, base_folder, texts_of
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
@@ -23,7 +23,7 @@ SEED, STEPS, BATCH, LENGTH, RATE, WARMUP = 20261126, 40, 2, 256, 2e-4, 4
 
 def expert_folder(base: str, domain: str, cache: Path) -> Path:
     """The expert of a domain, trained if it is missing."""
-    folder = cache / base / domain
+    folder = cache / base / domain if BASES[base].packages else EXPERTS / domain
     if (folder / "model.safetensors").is_file():
         return folder
     origin = base_folder(base, cache)
