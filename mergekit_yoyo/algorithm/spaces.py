@@ -200,6 +200,7 @@ class Space(ABC):
         row_bytes = len(self.tensors[0]) * self.width * self.dtype.itemsize
         row_bytes *= 2 * len(self.used) + 4
         step = min(self.max_rows, max(1, scratch_bytes(self.tensors[0].device) // row_bytes))
+        step = -(-self.rows // -(-self.rows // step))  # of one size: a wide matrix is read for each
         for start in range(0, self.rows, step):
             yield slice(start, min(start + step, self.rows))
 
@@ -254,8 +255,10 @@ class LinearInputs(Space):
         total.diagonal(dim1=1, dim2=2).add_(self.ridge)
         condition: Tensor = torch.linalg.matrix_norm(total) / self.ridge
         info = total.new_empty(0, dtype=torch.int32)
-        # in the place of the sum, which is not needed any more
-        lower, _ = torch.linalg.cholesky_ex(total, out=(total, info))
+        # in the place of the sum, which is not needed any more; transposed (it is symmetric), as
+        # LAPACK wants it: torch's own copies would take as long as the factorization
+        columns = total.transpose(1, 2)
+        lower, _ = torch.linalg.cholesky_ex(columns, out=(columns, info))
         return _Dense(self, each, lower, condition)
 
     @property
