@@ -34,6 +34,7 @@ from torch import Tensor
 from mergekit_yoyo.algorithm.options import Options, TensorKind
 from mergekit_yoyo.algorithm.result import Details
 from mergekit_yoyo.algorithm.robust import Array, mad_scale, tukey_weights, weighted_median
+from mergekit_yoyo.algorithm.rounding import Rounding
 from mergekit_yoyo.algorithm.spaces import Energies, Space, Weighing, spaces_of
 from mergekit_yoyo.algorithm.span import Span
 from mergekit_yoyo.algorithm.tolerances import (
@@ -122,8 +123,9 @@ class Recall:
             iterations=trust.iterations,
             center_status=trust.status,
             strength=strength,
-            recalled=torch.cat([recalled for recalled, _ in found]),
-            condition_number=torch.cat([condition for _, condition in found]),
+            recalled=torch.cat([recalled for recalled, _, _ in found]),
+            condition_number=torch.cat([condition for _, condition, _ in found]),
+            rounding=None if out is None else torch.cat([lost for _, _, lost in found]),
         )
 
     def identical(self, details: Details) -> NDArray[np.bool_]:
@@ -139,16 +141,18 @@ class Recall:
         return nothing & ~self.identical(details) & (not anchored)
 
 
-def _merge_in(space: Space, out: Tensor | None) -> tuple[Tensor, Tensor]:
+def _merge_in(space: Space, out: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     """Steps 2 to 4 for the problems of a space, a block of rows at a time.
 
     Gives tensors on the device, which need not be waited for: [B, K], how much of its own residual
     each input has back, <y - m, R_k>_C_k / <R_k, R_k>_C_k, NaN where it has none; [B], an upper
-    bound on the condition number of sum_k omega_k C_k + (rho / in) I.
+    bound on the condition number of sum_k omega_k C_k + (rho / in) I; [B], what rounding lost, if
+    there is anything written (`Rounding.lost`), else nothing.
     """
     # step 2
     energies: Energies = space.energies()
     kept, own = space.per_input(), space.per_input()
+    rounding = None if out is None else Rounding(out)
     for block in space.blocks():
         center, residuals = space.residuals(block)
 
@@ -164,9 +168,10 @@ def _merge_in(space: Space, out: Tensor | None) -> tuple[Tensor, Tensor]:
         for k, part in weighted.items():
             kept[k] += _dot(move, part)
             own[k] += _dot(residuals[k], part)
-        if out is not None:
-            out[:, block].copy_(center.add_(move))
-    return (kept / own).T.double(), energies.condition().double()
+        if rounding is not None:
+            rounding.write((slice(None), block), center.add_(move))
+    lost = kept.new_empty(0) if rounding is None else rounding.lost
+    return (kept / own).T.double(), energies.condition().double(), lost
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,9 @@ class Details:
     iterations: [P], of the geometric median, with recall of its reweighting; center_status: [P],
         how that ended: "converged", "data_point", "midpoint" or "not_converged", and "direct" where
         nothing was iterated.
+    rounding: [P], |written - exact| / |exact|, what the dtype of the merge loses, measured on a
+        sample; a float64 tensor on the device of the inputs. NaN for float32 and wider, None if
+        nothing was written.
 
     With consensus `tukey`, else None:
     coefficients: [P, K], the merge is sum_k coefficients_k x_k; NaN with the coordinate median.
@@ -50,6 +53,7 @@ class Details:
     center_status: NDArray[np.str_]
 
     priors: Array | None = None
+    rounding: Tensor | None = None
 
     coefficients: Array | None = None
     rank: NDArray[np.int64] | None = None

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from mergekit_yoyo.algorithm.center import median_network
 from mergekit_yoyo.algorithm.robust import Array
+from mergekit_yoyo.algorithm.rounding import Rounding
 from mergekit_yoyo.algorithm.tolerances import HALF_OF_WEIGHT
 
 BLOCK = 1024  # elements in one matrix product; many of them make a batch
@@ -173,25 +174,25 @@ def median_gram(tensors: Sequence[Tensor], factors: Tensor, priors: Array) -> Te
     return gram
 
 
-def weighted_sum(tensors: Sequence[Tensor], weights: Array, out: Tensor) -> None:
+def weighted_sum(tensors: Sequence[Tensor], weights: Array, out: Tensor) -> Tensor:
     """Write sum_k weights_k x_k to `out`, added in float32 (see `_adding_dtype`), rounded once.
 
-    weights: [B, K] on the host.
+    weights: [B, K] on the host. Gives what rounding lost, [B] (`Rounding.lost`).
     """
     *tensors, out = flattened([*tensors, out])
+    rounding = Rounding(out)
     # one problem needs no row for products, but torch converts an input to one of its own
     dtype = _adding_dtype(out, len(tensors))
     scratch = _Scratch(1 if len(out) == 1 else 2, out, dtype, temporary=1)
     on_device = torch.from_numpy(weights).to(device=out.device, dtype=dtype)
     for tile in tiles(out.shape, scratch.max_elements):
-        target = out[tile]
-        rows = scratch.rows(target.shape)
-        total, product = (
-            row[:, : prod(target.shape[1:])].view(target.shape) for row in (rows[0], rows[-1])
-        )
+        shape = out[tile].shape
+        rows = scratch.rows(shape)
+        total, product = (row[:, : prod(shape[1:])].view(shape) for row in (rows[0], rows[-1]))
         total.zero_()
         _add_weighted(total, product, tensors, weights[tile[0]], on_device[tile[0]], tile)
-        target.copy_(total)
+        rounding.write(tile, total)
+    return rounding.lost
 
 
 def weighted_median_sum(
@@ -201,12 +202,13 @@ def weighted_median_sum(
     weights: Array,
     priors: Array,
     out: Tensor,
-) -> None:
+) -> Tensor:
     """Write center_weight m + sum_k weights_k x_k to `out`, m as in `median_gram`.
 
-    center_weight: [B]; weights: [B, K].
+    center_weight: [B]; weights: [B, K]. Gives what rounding lost, [B] (`Rounding.lost`).
     """
     *tensors, out = flattened([*tensors, out])
+    rounding = Rounding(out)
     k = len(tensors)
     dtype = _adding_dtype(out, k)
     scratch = _Scratch(2 * k + 3, out, dtype, temporary=1)
@@ -215,16 +217,15 @@ def weighted_median_sum(
         for array in (scale, center_weight[:, None], weights)
     )
     for tile in tiles(out.shape, scratch.max_elements):
-        target = out[tile]
-        rows = scratch.rows(target.shape)
+        shape = out[tile].shape
+        rows = scratch.rows(shape)
         _load_scaled(rows[1 : k + 1], tensors, factors, tile)
         _median_into(rows[0], rows[1 : k + 1], rows[k + 1 :], priors)
         rows[0].mul_(center_factor[tile[0]])
-        total, product = (
-            row[:, : prod(target.shape[1:])].view(target.shape) for row in (rows[0], rows[1])
-        )
+        total, product = (row[:, : prod(shape[1:])].view(shape) for row in (rows[0], rows[1]))
         _add_weighted(total, product, tensors, weights[tile[0]], on_device[tile[0]], tile)
-        target.copy_(total)
+        rounding.write(tile, total)
+    return rounding.lost
 
 
 def _adding_dtype(out: Tensor, count: int) -> torch.dtype:

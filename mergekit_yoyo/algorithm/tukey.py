@@ -17,6 +17,7 @@ from torch import Tensor
 from mergekit_yoyo.algorithm.options import Options, RankRule, TensorKind
 from mergekit_yoyo.algorithm.result import Details
 from mergekit_yoyo.algorithm.robust import Array, average, mad_scale, tukey_weights, welsch_weights
+from mergekit_yoyo.algorithm.rounding import Rounding
 from mergekit_yoyo.algorithm.span import Span
 from mergekit_yoyo.algorithm.streaming import weighted_median_sum, weighted_sum
 from mergekit_yoyo.algorithm.tolerances import NO_RESIDUAL, ROUND_OFF
@@ -56,7 +57,7 @@ class Tukey:
         # steps 8 and 9
         boosted = options.matrix_boost and tensors[0].ndim == 3 and kind != "embedding"
         finish = restore_boosted if boosted else restore
-        coefficients = finish(tensors, span, found.update, options, out)
+        coefficients, rounding = finish(tensors, span, found.update, options, out)
 
         return Details(
             weights=found.weights,
@@ -73,6 +74,7 @@ class Tukey:
             norms=span.norms,
             iterations=span.iterations,
             center_status=span.status,
+            rounding=rounding,
         )
 
     def identical(self, details: Details) -> NDArray[np.bool_]:
@@ -197,11 +199,12 @@ def rank_of(singular: Array, rule: RankRule, size: int) -> NDArray[np.int64]:
 
 def restore(
     tensors: Sequence[Tensor], span: Span, update: Array, options: Options, out: Tensor | None
-) -> Array:
+) -> tuple[Array, Tensor | None]:
     """Steps 8 and 9: y' = m + sum_k update_k R_k with the RMS and the norm of the inputs, written
     to `out` unless it is None.
 
-    update: [B, K]. Gives the coefficients [B, K] of the x_k, NaN with the coordinate median.
+    update: [B, K]. Gives the coefficients [B, K] of the x_k, NaN with the coordinate median, and
+    what rounding lost, [B] (`Rounding.lost`).
     """
     y = span.center + np.einsum("bk,bkm->bm", update, span.residuals)
     mean_rms, mean_norm = _sizes(span, options)
@@ -212,28 +215,31 @@ def restore(
     remaining_center = 1.0 - update.sum(1)
     if span.around_median:
         weights = scale[:, None] * span.unit_scale * update
-        if out is not None:
-            of_center = scale * remaining_center
-            weighted_median_sum(tensors, span.unit_scale, of_center, weights, span.priors, out)
-        return np.asarray(np.full_like(update, np.nan))
+        nothing = np.asarray(np.full_like(update, np.nan))
+        if out is None:
+            return nothing, None
+        of_center = scale * remaining_center
+        return nothing, weighted_median_sum(
+            tensors, span.unit_scale, of_center, weights, span.priors, out
+        )
     of_units = update + remaining_center[:, None] * span.center_weights
     coefficients: Array = scale[:, None] * span.unit_scale * of_units
-    if out is not None:
-        weighted_sum(tensors, coefficients, out)
-    return coefficients
+    return coefficients, None if out is None else weighted_sum(tensors, coefficients, out)
 
 
 def restore_boosted(
     tensors: Sequence[Tensor], span: Span, update: Array, options: Options, out: Tensor | None
-) -> Array:
+) -> tuple[Array, Tensor | None]:
     """Steps 8 and 9 with the singular values of each update, as a matrix, set to the largest.
 
     tensors: [B, rows, columns]. Those at round-off stay what they are. The result is no combination
     of the inputs: its coefficients [B, K] are NaN. Takes float64 matrices of the tensor's size.
+    Gives what rounding lost besides, [B].
     """
     nothing = np.full_like(update, np.nan)
     if out is None:
-        return nothing
+        return nothing, None
+    rounding = Rounding(out)
     factor = span.unit_scale * update
     rest = -update.sum(1)
     mean_rms, mean_norm = _sizes(span, options)
@@ -248,8 +254,8 @@ def restore_boosted(
         boosted = torch.where(singular > ROUND_OFF * largest, largest, singular)
         merge = center[0].addmm_(left * boosted, right).mul_(float(mean_rms[problem]))
         merge.mul_(float(mean_norm[problem]) / (torch.linalg.vector_norm(merge) + options.eps))
-        out[problem].copy_(merge)
-    return nothing
+        rounding.write((one,), merge[None])
+    return nothing, rounding.lost
 
 
 def _sizes(span: Span, options: Options) -> tuple[Array, Array]:

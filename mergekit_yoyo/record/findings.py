@@ -1,12 +1,12 @@
 """What `inspect` and `report` say alike of a merge's numbers, and from where on they say it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from mergekit_yoyo.record.quantities import SIZE
+from mergekit_yoyo.record.quantities import SIZE, percent, rms
 from mergekit_yoyo.record.schema import FindingKind
-from mergekit_yoyo.record.statistics import TensorStatistics
+from mergekit_yoyo.record.statistics import Array, TensorStatistics, over_elements
 
 IGNORED = 0.1  # mean weight below which a model is as good as rejected
 ODD_SIZE = 2.0  # a model this many times larger or smaller than the others is told
@@ -49,3 +49,25 @@ def recall_said(tensors: Sequence[TensorStatistics]) -> str:
     low, high = f"{min(strengths):.2f}", f"{max(strengths):.2f}"
     said = f"Recall: strength {low}" + (f" to {high}" if high != low else "")
     return said + (f", condition numbers below {max(bounds):,.0f}" if bounds else "") + "."
+
+
+def rounding_said(tensors: Sequence[TensorStatistics]) -> str:
+    """What writing the merge in half precision changed, beside what the inputs differ by; empty
+    where nothing is known of it."""
+    known = [tensor for tensor in tensors if not np.isnan(tensor.rounding)]
+    if not known:
+        return ""
+
+    def over(value: Callable[[TensorStatistics], float]) -> str:
+        shares: Array = over_elements(known, lambda t: np.array(value(t)), (), rms)
+        return percent(float(shares))
+
+    more = sum(0 < tensor.disagreement < tensor.rounding for tensor in known)
+    said = (
+        f"Rounding to {' and '.join(sorted({tensor.line.dtype for tensor in known}))} moved the "
+        f"merge by {over(lambda t: t.rounding)} (RMS); its inputs lie "
+        f"{over(lambda t: t.disagreement)} from their center"
+    )
+    return said + (
+        f", and less than it moved in {more:,} of {len(known):,} tensors." if more else "."
+    )

@@ -52,8 +52,9 @@ def tensor_line(
     if anchor is not None and recalls:
         columns["weights"] = columns["weights"].copy()
         columns["weights"][:, anchor] = np.nan
-    if np.isnan(columns["center_weights"]).all():
-        del columns["center_weights"]
+    for unknown in ("center_weights", "rounding"):
+        if unknown in columns and np.isnan(columns[unknown]).all():
+            del columns[unknown]
     gram = details.residual_gram.reshape(-1, len(inputs), len(inputs))
     columns["cosines"] = _cosines(gram, columns["residual_norms"])
     found: dict[str, object] = {name: _listed(values) for name, values in columns.items()}

@@ -88,6 +88,8 @@ class TensorLine(_Line):
     weighed. priors: [P][K], the weights that the models were given, with mean 1; null where all
     have the same (a model of weight 0 is not among the inputs). center_weights: [P][K], what the
     center is made of; null for the coordinate median.
+    rounding: [P], what writing the merge in its dtype changed, as a share of its norm, measured on
+    a sample; null for float32 and wider. A later cast (mergekit's `out_dtype`) is not in it.
     rank, energy, energy_scale: [P] r', p and lambda of steps 5 and 6, null with recall.
     strength, condition_number: [P] beta, and the bound on the condition of the solve; recalled:
     [P][K], how much of its own residual each input has back; null without recall.
@@ -108,6 +110,7 @@ class TensorLine(_Line):
     weights: Annotated[Rows, Per.INPUT] = []
     priors: Annotated[Rows | None, Per.INPUT] = None
     center_weights: Annotated[Rows | None, Per.INPUT] = None
+    rounding: Annotated[list[Number] | None, Per.PROBLEM] = None
     rank: Annotated[list[int] | None, Per.PROBLEM] = None
     energy: Annotated[list[Number] | None, Per.PROBLEM] = None
     energy_scale: Annotated[list[Number] | None, Per.PROBLEM] = None
@@ -135,6 +138,7 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "weights": (0, _ROUNDED),
     "priors": (0, 1e100),
     "center_weights": (0, _ROUNDED),
+    "rounding": (0, 1e100),
     "energy": (0, _ROUNDED),
     "energy_scale": (0, 1e100),
     "strength": (0, 1e100),

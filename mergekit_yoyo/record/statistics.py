@@ -101,6 +101,13 @@ class TensorStatistics:
         squares = np.nan_to_num(self.distances) ** 2
         return float(np.sqrt((weights * squares).sum() / total)) if total > 0 else float("nan")
 
+    @property
+    def rounding(self) -> float:
+        """RMS over the problems of what writing the merge changed, as a share of its size; NaN
+        where the record does not say."""
+        known = np.array([x for x in self.line.rounding or () if x is not None])
+        return float(np.sqrt((known**2).mean())) if known.size else float("nan")
+
 
 def models_of(record: Record) -> list[str]:
     """Names of all inputs: the header's, then those that only some tensors have."""

@@ -126,6 +126,7 @@ def _tensor(tensor: TensorStatistics, kinds: Sequence[str], summary: Summary) ->
         "scale": _span(line.energy_scale),
         "strength": _span(line.strength),
         "condition": _span(line.condition_number),
+        "rounding": _span(line.rounding),
         "iterations": _span(line.iterations),
         "passed": None if merged else line.inputs,
         "options": line.parameters or None,

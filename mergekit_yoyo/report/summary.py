@@ -7,7 +7,14 @@ from pathlib import PurePosixPath
 
 import numpy as np
 
-from mergekit_yoyo.record.findings import IGNORED, count_found, odd_sizes, recall_said, weighed
+from mergekit_yoyo.record.findings import (
+    IGNORED,
+    count_found,
+    odd_sizes,
+    recall_said,
+    rounding_said,
+    weighed,
+)
 from mergekit_yoyo.record.grid import Grid, grid
 from mergekit_yoyo.record.layers import by_layer
 from mergekit_yoyo.record.quantities import DISTANCE, WEIGHT, Quantity, totals
@@ -54,7 +61,7 @@ class ModelTotals:
 class Summary:
     """A record, digested. tensors: in order of layers. gaps: [M, M] RMS distances between the
     models. contested: tensors by disagreement, the largest first. passed: tensors of one input.
-    recall: what is said of its strength. parameters: option -> value, several if they vary by
+    recall, rounding: what is said of them. parameters: option -> value, several if they vary by
     tensor. warnings: sentences."""
 
     record: Record
@@ -66,6 +73,7 @@ class Summary:
     contested: list[TensorStatistics]
     passed: int
     recall: str
+    rounding: str
     parameters: dict[str, str]
     warnings: list[str]
 
@@ -95,6 +103,7 @@ def summarize(record: Record) -> Summary:
         contested=sorted(merged, key=lambda t: -np.nan_to_num(t.disagreement)),
         passed=len(tensors) - len(merged),
         recall=recall_said(merged),
+        rounding=rounding_said(merged),
         parameters=_parameters(record),
         warnings=_warnings(record, merged, models),
     )

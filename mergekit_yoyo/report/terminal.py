@@ -42,7 +42,7 @@ def render_summary(summary: Summary) -> RenderableType:
         Text(f"{summary.record.path}: {len(summary.models)} models{base}, {counts}", style="bold"),
         Text(verdict(summary)),
         Text(options, style="dim"),
-        *([Text(summary.recall)] if summary.recall else []),
+        *(Text(said) for said in (summary.recall, summary.rounding) if said),
         *(Text(f"Warning: {warning}", style="bold yellow") for warning in summary.warnings),
         _models(summary),
         legend(" ".join(f"{each.title}: {each.meaning}." for each in summary.quantities)),

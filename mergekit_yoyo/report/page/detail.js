@@ -7,7 +7,8 @@ function detail(tensor) {
   if (tensor.problems > 1) facts.push(`${tensor.problems} merges, one per expert; numbers are means`);
   for (const [title, span, text] of [["rank", tensor.rank, integer], ["energy", tensor.energy, format],
     ["λ", tensor.scale, format], ["recall strength", tensor.strength, format],
-    ["condition number below", tensor.condition, format], ["iterations", tensor.iterations, integer]]) {
+    ["condition number below", tensor.condition, format], ["changed by rounding", tensor.rounding, percent],
+    ["iterations", tensor.iterations, integer]]) {
     if (span) facts.push(`${title} ${spanText(span, text)}`);
   }
   for (const kind of tensor.found) facts.push(kind.replaceAll("_", " "));
