@@ -9,7 +9,7 @@ from report_fixtures import header, tensor_line, write_record
 from tensors import fine_tunes
 
 from mergekit_yoyo import fuse, read_record, summarize
-from mergekit_yoyo.algorithm import rounding
+from mergekit_yoyo.algorithm import rounding, streaming
 
 BITS = {torch.bfloat16: 8, torch.float16: 11}  # of the significand
 
@@ -62,6 +62,18 @@ def test_of_each_expert_and_on_a_sample(consensus, monkeypatch):
     sampled = fuse(packed, consensus=consensus, experts="separate").rounding
     assert (sampled != whole).all()
     torch.testing.assert_close(sampled, whole, rtol=0.15, atol=0)
+
+
+@pytest.mark.parametrize("strided", [False, True])
+def test_of_each_expert_where_it_is_written_in_many_parts(strided, monkeypatch):
+    packed = halves(3, (3, 90, 70), torch.bfloat16)
+    if strided:
+        packed = [x.mT.contiguous().mT for x in packed]
+    whole = fuse(packed, experts="separate").rounding
+    monkeypatch.setattr(streaming, "scratch_bytes", lambda device: 1)
+    parts = fuse(packed, experts="separate").rounding
+    assert (parts != whole).all()
+    torch.testing.assert_close(parts, whole, rtol=0.15, atol=0)
 
 
 def test_nothing_is_known_where_nothing_is_lost_or_written():
