@@ -5,8 +5,9 @@
                                              # --write: and into docs/recall.md
 
 Writes three synthetic Llama checkpoints of 516 M parameters (bfloat16) to a temporary folder,
-merges them with each method in turn, several times, and prints the best wall time and the peak
-memory of each, and their ratios to linear's. Needs about 5 GB of disk.
+merges them with each method in turn, several times, and prints the best wall time, the processor
+time (which other work on the machine moves less) and the peak memory of each, and their ratios to
+linear's. Needs about 5 GB of disk.
 """
 
 import os
@@ -80,8 +81,8 @@ def write_models(folder: Path, count: int, config: LlamaConfig) -> tuple[list[Pa
     return models, sum(x.numel() for x in base.values())
 
 
-def run(models: list[Path], method: str, folder: Path) -> tuple[float, float]:
-    """Seconds and peak MiB of one `mergekit-yaml` process."""
+def run(models: list[Path], method: str, folder: Path) -> tuple[float, float, float]:
+    """Seconds, processor seconds and peak MiB of one `mergekit-yaml` process."""
     file = method.replace(" ", "-")
     recipe, out = folder / f"{file}.yml", folder / f"merged-{file}"
     recipe.write_text(
@@ -102,7 +103,7 @@ def run(models: list[Path], method: str, folder: Path) -> tuple[float, float]:
     elapsed = time.perf_counter() - start
     if status:
         raise SystemExit(f"{' '.join(command)} failed")
-    return elapsed, usage.ru_maxrss / 1024
+    return elapsed, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024
 
 
 @click.command(help=__doc__.split("\n\n")[0])
@@ -115,22 +116,29 @@ def main(rounds: int, small: bool, write: bool) -> None:
         click.echo("writing three models ...", err=True)
         models, parameters = write_models(folder, 3, SMALL if small else LARGE)
         methods = [method for method in METHODS if small or "recall" not in method]
-        results: dict[str, list[tuple[float, float]]] = {method: [] for method in methods}
+        results: dict[str, list[tuple[float, float, float]]] = {method: [] for method in methods}
         for k in range(rounds):
             for method, measured in results.items():
                 measured.append(run(models, method, folder))
                 click.echo(f"{method}, round {k + 1}: {measured[-1][0]:.1f} s", err=True)
     best = {
-        m: (min(t for t, _ in r), statistics.median(p for _, p in r)) for m, r in results.items()
+        method: (min(times), min(processor), statistics.median(peaks))
+        for method, measured in results.items()
+        for times, processor, peaks in [zip(*measured, strict=True)]
     }
     title = f"{parameters / 1e6:.0f} M parameters, {torch.get_num_threads()} threads"
     lines = [
-        f"| {title} | seconds | of linear's | peak memory | of linear's |",
-        "|---|---:|---:|---:|---:|",
+        f"| {title} | seconds | of linear's | processor seconds | of linear's | peak memory | "
+        "of linear's |",
+        "|---|---:|---:|---:|---:|---:|---:|",
     ]
-    for method, (elapsed, peak) in best.items():
-        times, memory = elapsed / best["linear"][0], peak / best["linear"][1]
-        lines.append(f"| {method} | {elapsed:.1f} | {times:.2f} | {peak:,.0f} MiB | {memory:.2f} |")
+    for method, measures in best.items():
+        elapsed, processor, peak = measures
+        times, work, memory = (a / b for a, b in zip(measures, best["linear"], strict=True))
+        lines.append(
+            f"| {method} | {elapsed:.1f} | {times:.2f} | {processor:.1f} | {work:.2f} | "
+            f"{peak:,.0f} MiB | {memory:.2f} |"
+        )
     page, name = ("recall.md", "recall-run") if small else ("numbers.md", "whole-run")
     show(lines, page, name, write=write)
 
