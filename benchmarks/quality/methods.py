@@ -160,7 +160,6 @@ METHODS = [
     Method("Iso-CTS", _scaled(rivals.iso_cts, 0.65, 1.0), 2),
     Method("SVC of task arithmetic", _scaled(rivals.svc, 0.5, 0.8), 2),
     Method("WUDI", {"": of_matrices(rivals.wudi)}, 2),
-    Method("ACTMat", {"": of_matrices(rivals.actmat)}, 2),
     Method(
         "RegMean, with the inputs", {"": of_matrices(rivals.regmean, reads=True)}, 2, reads=True
     ),

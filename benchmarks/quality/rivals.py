@@ -4,7 +4,9 @@ Each takes the difference matrices of one linear layer, `taus` [K, out, in] in f
 the difference of the merge, before a factor. Embeddings and vectors, of which the papers speak
 little, are the mean of the differences.
 
-Not here: TACT (of 2604.01329) and ACE (2603.02945), of which only the abstracts could be read.
+Not here: ACTMat and TACT (2604.01329) and ACE (2603.02945), of which only the abstracts could be
+read. RegMean with the differences' own second moments, which is what the first says, is singular
+without more than that: the merge that it gave had a loss of 12.5.
 """
 
 from collections.abc import Callable
@@ -69,11 +71,6 @@ def wudi(taus: Tensor, steps: int = 300, rate: float = 1e-5) -> Tensor:
         found.grad = 2 * (found.detach() @ total - wanted)
         optimizer.step()
     return found.detach()
-
-
-def actmat(taus: Tensor) -> Tensor:
-    """ACTMat (2604.01329): RegMean with the differences' own second moments as covariances."""
-    return _regression(taus, taus.mT @ taus)
 
 
 def regmean(taus: Tensor, grams: Tensor, off_diagonal: float = 0.9) -> Tensor:

@@ -16,7 +16,6 @@ from mergekit_yoyo.cli.command import (
 )
 from mergekit_yoyo.cli.places import Kind, Place
 from mergekit_yoyo.errors import YoyoError
-from mergekit_yoyo.text import parse_texts
 
 UNQUANTIZED: dict[Kind, str] = {
     "an MLX model": "Start from the model that it was made of, whose weights are whole."
@@ -170,6 +169,8 @@ def command(
       mergekit-yoyo mlx ./merged ./merged-mlx --quant qx86-hi
       mergekit-yoyo mlx ./merged ./merged-mlx --quant auto --bpw 6.5
     """
+    from mergekit_yoyo.text import parse_texts  # `--help` does without torch
+
     if list_recipes:
         _refuse(_given() - HEEDED_BY_LIST, "--list shows the named recipes as they are, without")
         mlx.show_plans(
