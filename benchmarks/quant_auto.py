@@ -40,7 +40,7 @@ from mergekit_yoyo.text import Text, Window, token_windows
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks" / "quality"))
-from models import BASES, CACHE, base_folder, texts_of  # noqa: E402
+from models import BASES, CACHE, base_folder, off_grid, texts_of  # noqa: E402
 
 TOYS = "toys"
 FIXED = ("q3", "qx43", "q4", "q4-hi", "qx64p4", "qx64", "qx64-hi", "q6", "qx86p4", "qx86", "q8")
@@ -84,7 +84,7 @@ def main(
 def source(base: str, place: Path, cache: Path) -> Path:
     """The model to quantize."""
     if base != TOYS:
-        return base_folder(base, cache)
+        return off_grid(base_folder(base, cache), place / "off-grid")
     command = ["mergekit-yaml", "examples/quickstart.yml", str(place / "merged")]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     return place / "merged"

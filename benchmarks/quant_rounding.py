@@ -3,17 +3,13 @@
     python benchmarks/quant_rounding.py                      # the merge of examples/quickstart.yml
     python benchmarks/quant_rounding.py --base smollm2-135m  # --write: into docs/mlx.md
 
-Real bases come from GGUF files, whose weights lie on grids of 4 to 8 bits in groups of 32; the
-search would find such a grid again and gain what no other model gives. So they are taken off it
-first: to each weight up to half a step is added by chance, as far as it may have been before.
+Real bases are taken off the grid of their GGUF file first (`off_grid` in quality/models.py).
 
 The second moments for `feedback` come from other text than the table's. The change is that from
 mlx's own rounding, its error paired over windows.
 On Linux preload OpenBLAS (docs/mlx.md): mlx's own BLAS is too slow for a real model.
 """
 
-import json
-import shutil
 import tempfile
 import time
 from pathlib import Path
@@ -21,10 +17,8 @@ from pathlib import Path
 import click
 import mlx.core as mx
 import numpy as np
-import torch
 from pages import show, write_option
 from quant_auto import BASES, CACHE, LENGTH, TOYS, source, texts
-from safetensors.torch import load_file, save_file
 
 from mergekit_yoyo.mlx.better import Rounding, round_better
 from mergekit_yoyo.mlx.calibration import Calibration, read_back, replaced
@@ -36,7 +30,6 @@ from mergekit_yoyo.progress import SILENT
 from mergekit_yoyo.text import Text, token_windows
 
 RECIPES = ("q3", "q4", "q4-hi", "qx64", "q6", "mxfp4")
-GRID_GROUP = 32  # weights that share a step in a GGUF file
 ROUNDINGS: tuple[Rounding, ...] = ("search", "feedback")
 
 
@@ -58,10 +51,7 @@ def main(
     write: bool,
 ) -> None:
     with tempfile.TemporaryDirectory() as place:
-        folder = source(base, Path(place), cache)
-        if base != TOYS:
-            folder = off_grid(folder, Path(place) / "off-grid")
-        opened = open_checkpoint(folder)
+        opened = open_checkpoint(source(base, Path(place), cache))
         choosing, reporting = {}, {}
         for domain in domains:
             ours, held_out = texts(base, domain, cache)
@@ -79,27 +69,6 @@ def main(
             lines.append(row(opened, calibration, recipe))
             click.echo(lines[-1], err=True)
     show(lines, "mlx.md", f"quant-rounding-{base}", write=write)
-
-
-def off_grid(folder: Path, target: Path) -> Path:
-    """A checkpoint in bfloat16 whose weights lie on no grid."""
-    shutil.copytree(folder, target)
-    generator = torch.Generator().manual_seed(0)
-    weights = load_file(folder / "model.safetensors")
-    for name, weight in weights.items():
-        if weight.ndim == 2:
-            groups = weight.float().reshape(-1, GRID_GROUP)
-            gaps = groups.sort(-1).values.diff(dim=-1)
-            same = gaps <= 1e-3 * gaps.amax(-1, keepdim=True)
-            step = gaps.masked_fill(same, torch.inf).amin(-1, keepdim=True)
-            step = step.nan_to_num(posinf=0.0)
-            noise = torch.rand(groups.shape, generator=generator) - 0.5
-            weights[name] = (groups + noise * step).reshape(weight.shape)
-        weights[name] = weights[name].bfloat16()
-    save_file(weights, target / "model.safetensors", {"format": "pt"})
-    config = json.loads((target / "config.json").read_text())
-    (target / "config.json").write_text(json.dumps(config | {"dtype": "bfloat16"}))
-    return target
 
 
 def row(opened: Opened, calibration: Calibration, recipe: str) -> str:

@@ -5,6 +5,8 @@ Everything lands in a cache (`--cache`, default ~/.cache/mergekit-yoyo/quality):
 use, and nothing of it is committed.
 """
 
+import json
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -13,6 +15,7 @@ from pathlib import Path
 
 import click
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples"))
@@ -20,6 +23,7 @@ from corpora import SOURCES, read_corpus  # the texts of the shipped experts
 
 DOMAINS = ("code", "german", "headers", "manual", "french")
 EXPERTS = Path(__file__).resolve().parents[2] / "examples" / "experts"
+GRID_GROUP = 32  # weights that share a step in a GGUF file
 CACHE = Path.home() / ".cache" / "mergekit-yoyo" / "quality"
 
 assert set(DOMAINS) == set(SOURCES)
@@ -63,6 +67,32 @@ def base_folder(base: str, cache: Path) -> Path:
         tokenizer.save_pretrained(folder)
         model.save_pretrained(folder)
     return folder
+
+
+def off_grid(folder: Path, target: Path) -> Path:
+    """A checkpoint in bfloat16 whose weights lie on no grid, made of one from a GGUF file.
+
+    There they lie on grids of 4 to 8 bits in groups of 32, which a search for scales would find
+    again, to gain what no other model gives. To each weight up to half a step is added by chance,
+    as far as it may have been off before.
+    """
+    shutil.copytree(folder, target)
+    generator = torch.Generator().manual_seed(0)
+    weights = load_file(folder / "model.safetensors")
+    for name, weight in weights.items():
+        if weight.ndim == 2:
+            groups = weight.float().reshape(-1, GRID_GROUP)
+            gaps = groups.sort(-1).values.diff(dim=-1)
+            same = gaps <= 1e-3 * gaps.amax(-1, keepdim=True)
+            step = gaps.masked_fill(same, torch.inf).amin(-1, keepdim=True)
+            step = step.nan_to_num(posinf=0.0)
+            noise = torch.rand(groups.shape, generator=generator) - 0.5
+            weights[name] = (groups + noise * step).reshape(weight.shape)
+        weights[name] = weights[name].bfloat16()
+    save_file(weights, target / "model.safetensors", {"format": "pt"})
+    config = json.loads((target / "config.json").read_text())
+    (target / "config.json").write_text(json.dumps(config | {"dtype": "bfloat16"}))
+    return target
 
 
 def _gguf(base: str, cache: Path) -> Path:
