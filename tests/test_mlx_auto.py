@@ -63,6 +63,13 @@ def test_no_other_choice_that_fits_costs_less(modules, room):
     assert sum(c.cost for c in chosen) <= best * (1 + 1e-4) + 1e-9
 
 
+def test_what_fits_to_the_byte_is_taken():
+    assert allocate([[Choice(1.0, 1), Choice(0.0, 2)], [Choice(0.0, 1)]], 3) == [1, 0]
+    large = [[Choice(1.0, 10**10), Choice(0.0, 2 * 10**10)]]
+    assert allocate(large, 2 * 10**10) == [1]
+    assert allocate(large, 2 * 10**10 - 1) == [0]
+
+
 def test_what_cannot_fit_is_refused():
     with pytest.raises(YoyoError, match="no widths fit 9 bytes: the smallest take 10"):
         allocate([[Choice(1.0, 4), Choice(0.0, 9)], [Choice(0.0, 6)]], 9)

@@ -35,6 +35,11 @@ class Command(click.Command):
                 for path in given if isinstance(given, tuple) else (given,):
                     if path is not None:
                         parameter.type.check(Path(path))
+        if is_verbose(ctx):
+            logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
+        elif is_quiet(ctx):  # not while options are read: what is refused then closes nothing
+            logging.disable(logging.WARNING)
+            ctx.call_on_close(lambda: logging.disable(logging.NOTSET))
         return super().invoke(ctx)
 
 
@@ -67,11 +72,6 @@ def _note_how_much(ctx: click.Context, parameter: click.Parameter, value: bool) 
     if _SAID in ctx.meta:
         raise click.UsageError("--quiet and --verbose: give one of them.")
     ctx.meta[_SAID] = parameter.name
-    if parameter.name == "verbose":
-        logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
-    else:
-        logging.disable(logging.WARNING)
-        ctx.call_on_close(lambda: logging.disable(logging.NOTSET))
 
 
 def is_quiet(ctx: click.Context | None = None) -> bool:

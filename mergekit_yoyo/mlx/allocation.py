@@ -10,7 +10,7 @@ from scipy.sparse import csr_array
 from mergekit_yoyo.errors import YoyoError
 
 _GAP = 1e-4  # of the optimum: below what any sensitivity is known to
-_SLACK = 1e-7  # of the budget: what the solver may be off by
+_SLACK = 2e-6  # of the budget: twice what the solver may be off by
 
 
 @dataclass(frozen=True)
@@ -38,19 +38,21 @@ def allocate(modules: Sequence[Sequence[Choice]], budget: int) -> list[int]:
     sizes = np.array([choice.bytes for choices in modules for choice in choices], dtype=float)
     columns = np.arange(len(costs))
     one_each = csr_array((np.ones(len(costs)), (np.repeat(range(len(counts)), counts), columns)))
-    found = milp(
-        costs / max(costs.max(), 1e-300),
-        integrality=np.ones(len(costs)),
-        bounds=Bounds(0, 1),
-        constraints=[
-            LinearConstraint(one_each, 1, 1),
-            LinearConstraint(sizes[None] / budget, 0, 1 - _SLACK),
-        ],
-        options={"mip_rel_gap": _GAP},
-    )
-    if found.x is None:  # the smallest fit, but within the slack only
-        return [
-            min(range(n), key=lambda k: c[k].bytes) for n, c in zip(counts, modules, strict=True)
-        ]
-    parts = np.split(found.x, np.cumsum(counts)[:-1])
-    return [int(part.argmax()) for part in parts]
+    for slack in (0.0, _SLACK):
+        found = milp(
+            costs / max(costs.max(), 1e-300),
+            integrality=np.ones(len(costs)),
+            bounds=Bounds(0, 1),
+            constraints=[
+                LinearConstraint(one_each, 1, 1),
+                LinearConstraint(sizes[None] / budget, 0, 1 - slack),
+            ],
+            options={"mip_rel_gap": _GAP},
+        )
+        if found.x is not None:
+            parts = np.split(found.x, np.cumsum(counts)[:-1])
+            chosen = [int(part.argmax()) for part in parts]
+            total = sum(choices[k].bytes for choices, k in zip(modules, chosen, strict=True))
+            if total <= budget:  # which the solver keeps to its tolerance only
+                return chosen
+    return [min(range(n), key=lambda k: c[k].bytes) for n, c in zip(counts, modules, strict=True)]

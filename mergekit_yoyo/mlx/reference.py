@@ -57,7 +57,10 @@ def transformers_logits(
     language = getattr(model, "language_model", None)
     if hasattr(language, "lm_head"):
         model = language
-    typed = "token_type_ids" in inspect.signature(model.forward).parameters
+    # GPT's own would be embedded like words
+    typed = hasattr(declared, "vision_config") and (
+        "token_type_ids" in inspect.signature(model.forward).parameters
+    )
     start = _longrope_start(declared, context)
     logits = []
     with torch.inference_mode(), running("transformers", folder):
