@@ -31,6 +31,7 @@ def load_processor(folder: Path) -> Any:
 
     try:
         with _quiet():
+            utils.get_model_and_args(utils.load_config(folder))  # which brings its processor along
             processor = utils.load_processor(folder, trust_remote_code=False)
             own = utils.load_image_processor(folder)
     except Exception as error:  # processors of every kind fail in ways of their own
