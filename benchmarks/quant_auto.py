@@ -28,7 +28,7 @@ from mlx_lm.quant.gptq import gptq_quantize
 from pages import show, write_option
 
 from mergekit_yoyo.mlx.allocation import Choice, allocate
-from mergekit_yoyo.mlx.calibration import read_back, replaced
+from mergekit_yoyo.mlx.calibration import Calibration, read_back, replaced
 from mergekit_yoyo.mlx.divergence import Reference
 from mergekit_yoyo.mlx.opening import Opened, open_checkpoint
 from mergekit_yoyo.mlx.plan import Placement
@@ -69,15 +69,8 @@ def main(
     widths = [width for width in AFFINE_WIDTHS if width >= least]
     with tempfile.TemporaryDirectory() as place:
         opened = open_checkpoint(source(base, Path(place), cache))
-        choosing, reporting = {}, {}
-        for domain in domains:
-            ours, held_out = texts(base, domain, cache)
-            tokenizer = opened.tokenizer._tokenizer
-            choosing[domain] = token_windows(Text(domain, (ours,)), tokenizer, LENGTH, windows)
-            reporting[domain] = token_windows(
-                Text(domain, (held_out,)), tokenizer, LENGTH, reported
-            )
-        lines = table(opened, choosing, reporting, widths, cache / base / "quant-auto.json")
+        calibration = calibration_of(opened, base, domains, (windows, reported), cache)
+        lines = table(opened, calibration, widths, cache / base / "quant-auto.json")
     show(lines, "mlx.md", f"quant-auto-{base}", write=write)
 
 
@@ -98,19 +91,26 @@ def texts(base: str, domain: str, cache: Path) -> tuple[str, str]:
     return text[: len(text) // 2], text[len(text) // 2 :]
 
 
-def table(
-    opened: Opened,
-    choosing: Mapping[str, Sequence[Window]],
-    reporting: Mapping[str, Sequence[Window]],
-    widths: Sequence[int],
-    kept: Path,
-) -> list[str]:
-    """Bits, KL by text and in the mean; of each recipe, and of `auto` at its size."""
+def calibration_of(
+    opened: Opened, base: str, domains: Sequence[str], counts: tuple[int, int], cache: Path
+) -> Calibration:
+    """The model in float32, with so many windows of each text to choose by and to report on."""
+    parts: tuple[dict[str, list[Window]], dict[str, list[Window]]] = ({}, {})
+    for domain in domains:
+        for found, text, most in zip(parts, texts(base, domain, cache), counts, strict=True):
+            tokenizer = opened.tokenizer._tokenizer
+            found[domain] = token_windows(Text(domain, (text,)), tokenizer, LENGTH, most)
     model = load_lazily(opened.folder, opened.bridge, opened.declared)
     model.set_dtype(mx.float32)
+    return Calibration(model, *parts, ())
+
+
+def table(opened: Opened, calibration: Calibration, widths: Sequence[int], kept: Path) -> list[str]:
+    """Bits, KL by text and in the mean; of each recipe, and of `auto` at its size."""
+    model, choosing = calibration.model, calibration.choosing
     dtype = getattr(mx, stored_dtype(opened.folder))
     costs = kept_costs(opened, model, choosing, widths, dtype, kept)
-    reference = Reference(model, reporting)
+    reference = Reference(model, calibration.reporting)
     mixed = [mixed_recipe(name, model) for name in MIXED]
     dynamic = dynamic_recipe(model, choosing)
     names = " | ".join(choosing)
@@ -139,11 +139,15 @@ def row(
     for found in (fixed, auto):
         means = [kl.mean() for kl in found.values()]
         shown += [f"{x:.2g}" for x in (*means, np.mean(means))]
-    off = np.concatenate([auto[text] - fixed[text] for text in fixed])
-    base = np.mean([kl.mean() for kl in fixed.values()])
-    error = off.std(ddof=1) / len(off) ** 0.5 / base
-    change = f"{off.mean() / base:+.0%} ± {error:.0%}"
-    return f"| {name} | {bits:.2f} | {' | '.join(shown)} | {change} |"
+    after, before = (np.concatenate([found[text] for text in fixed]) for found in (auto, fixed))
+    return f"| {name} | {bits:.2f} | {' | '.join(shown)} | {change(after, before)} |"
+
+
+def change(found: np.ndarray, before: np.ndarray) -> str:
+    """Of the mean, with its error paired over windows."""
+    off = found - before
+    error = off.std(ddof=1) / len(off) ** 0.5
+    return f"{off.mean() / before.mean():+.0%} ± {error / before.mean():.0%}"
 
 
 def divergences(

@@ -17,15 +17,12 @@ import click
 import mlx.core as mx
 import numpy as np
 from pages import show, write_option
-from quant_auto import CACHE, LENGTH, TOYS, source, texts
-from quant_rounding import change, divergence
+from quant_auto import CACHE, TOYS, calibration_of, change, source
+from quant_rounding import divergence
 
 from mergekit_yoyo.mlx import better, rounding
-from mergekit_yoyo.mlx.calibration import Calibration
 from mergekit_yoyo.mlx.opening import open_checkpoint
 from mergekit_yoyo.mlx.rounding import Floats, Rounded, fed_forward
-from mergekit_yoyo.mlx.weights import load_lazily
-from mergekit_yoyo.text import Text, token_windows
 
 RECIPES = ("q3", "q4", "q4-hi", "q6")
 DOMAINS = ("code", "german")
@@ -67,14 +64,7 @@ def feeding(way: Way) -> Iterator[None]:
 def main(write: bool) -> None:
     with tempfile.TemporaryDirectory() as place:
         opened = open_checkpoint(source(TOYS, Path(place), CACHE))
-        parts = [{}, {}]
-        for domain in DOMAINS:
-            for found, text in zip(parts, texts(TOYS, domain, CACHE), strict=True):
-                tokenizer = opened.tokenizer._tokenizer
-                found[domain] = token_windows(Text(domain, (text,)), tokenizer, LENGTH, WINDOWS)
-        model = load_lazily(opened.folder, opened.bridge, opened.declared)
-        model.set_dtype(mx.float32)
-        calibration = Calibration(model, *parts, ())
+        calibration = calibration_of(opened, TOYS, DOMAINS, (WINDOWS, WINDOWS), CACHE)
         lines = [f"| recipe | search | {' | '.join(WAYS)} |", f"|---|---:|{'---:|' * len(WAYS)}"]
         for recipe in RECIPES:
             plan = opened.plan(recipe)

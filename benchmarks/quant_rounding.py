@@ -15,10 +15,9 @@ import time
 from pathlib import Path
 
 import click
-import mlx.core as mx
 import numpy as np
 from pages import show, write_option
-from quant_auto import BASES, CACHE, LENGTH, TOYS, source, texts
+from quant_auto import BASES, CACHE, TOYS, calibration_of, change, source
 
 from mergekit_yoyo.mlx.better import Rounding, round_better
 from mergekit_yoyo.mlx.calibration import Calibration, read_back, replaced
@@ -27,7 +26,6 @@ from mergekit_yoyo.mlx.opening import Opened, open_checkpoint
 from mergekit_yoyo.mlx.plan import ExportPlan
 from mergekit_yoyo.mlx.weights import load_lazily
 from mergekit_yoyo.progress import SILENT
-from mergekit_yoyo.text import Text, token_windows
 
 RECIPES = ("q3", "q4", "q4-hi", "qx64", "q6", "mxfp4")
 ROUNDINGS: tuple[Rounding, ...] = ("search", "feedback")
@@ -52,15 +50,7 @@ def main(
 ) -> None:
     with tempfile.TemporaryDirectory() as place:
         opened = open_checkpoint(source(base, Path(place), cache))
-        choosing, reporting = {}, {}
-        for domain in domains:
-            ours, held_out = texts(base, domain, cache)
-            tokenizer = opened.tokenizer._tokenizer
-            for found, text, most in ((choosing, ours, windows), (reporting, held_out, reported)):
-                found[domain] = token_windows(Text(domain, (text,)), tokenizer, LENGTH, most)
-        model = load_lazily(opened.folder, opened.bridge, opened.declared)
-        model.set_dtype(mx.float32)
-        calibration = Calibration(model, choosing, reporting, ())
+        calibration = calibration_of(opened, base, domains, (windows, reported), cache)
         lines = [
             "| recipe | bits per weight | nearest | search | change | feedback | change |",
             "|---|---:|---:|---:|---:|---:|---:|",
@@ -102,13 +92,6 @@ def divergence(
         found = np.concatenate(list(reference.divergence(calibration.model).values()))
     click.echo(f"{plan.recipe.name}, {rounding}: {time.monotonic() - started:.0f} s", err=True)
     return found
-
-
-def change(found: np.ndarray, before: np.ndarray) -> str:
-    """Of the mean, with its error paired over windows."""
-    off = found - before
-    error = off.std(ddof=1) / len(off) ** 0.5
-    return f"{off.mean() / before.mean():+.0%} ± {error / before.mean():.0%}"
 
 
 if __name__ == "__main__":

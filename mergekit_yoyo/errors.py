@@ -28,6 +28,15 @@ def explain_os_error(error: OSError) -> str:
     return f"{os.fsdecode(error.filename)}: cannot be read or written: {reason}."
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says, for a sentence of ours; its type where it says nothing.
+
+    For those of libraries, which fail in ways of their own and may say a page.
+    """
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
 def close_to(name: str, choices: Iterable[str]) -> list[str]:
     """The choices that are like `name`, at most three, the most like first."""
     return difflib.get_close_matches(name, list(choices), n=3, cutoff=0.5)

@@ -48,7 +48,8 @@ OF_AUTO = {"bpw", "size", "weights"}
     "texts",
     multiple=True,
     metavar="NAME=FILE",
-    help="With --quant auto: measure on this (repeatable). [default: what the model writes itself]",
+    help="With --quant auto or --rounding feedback: measure on this (repeatable).  "
+    "[default: what the model writes itself]",
 )
 @click.option(
     "--weight",
@@ -262,13 +263,11 @@ def _refuse(names: set[str], reason: str) -> None:
 def _weights(options: tuple[str, ...]) -> dict[str, float]:
     weights = {}
     for option in options:
-        name, separator, weight = option.partition("=")
+        name, _, weight = option.partition("=")
         try:
             weights[name.strip()] = float(weight)
         except ValueError:
-            separator = ""
-        if not separator:
-            raise YoyoError(f"--weight {option}: expected NAME=NUMBER, e.g. code=2.")
+            raise YoyoError(f"--weight {option}: expected NAME=NUMBER, e.g. code=2.") from None
     return weights
 
 

@@ -7,7 +7,7 @@ import click
 
 from mergekit_yoyo.cli.command import Renamed, note, our_command, shown_progress
 from mergekit_yoyo.cli.places import Kind, Place
-from mergekit_yoyo.errors import YoyoError
+from mergekit_yoyo.errors import YoyoError, first_line
 from mergekit_yoyo.terminal import stdout_console
 
 ONE_MERGE: dict[Kind, str] = {
@@ -168,6 +168,6 @@ def _device(given: str | None) -> str:
     try:
         torch.empty(1, device=given)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         raise YoyoError(f"--device {given}: torch cannot use it here ({reason}).") from None
     return given

@@ -4,7 +4,7 @@ import socket
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from mergekit_yoyo.errors import YoyoError
+from mergekit_yoyo.errors import YoyoError, first_line
 from mergekit_yoyo.merging.journal import DonePart
 from mergekit_yoyo.merging.worker import Job, run_job
 from mergekit_yoyo.merging.workers import TRIES, WORKER_BYTES, WORKING_COPIES, Done, lost_too_often
@@ -104,7 +104,7 @@ def _connected(address: str) -> Any:
         except ConnectionError:  # none runs here yet
             ray.init(**options)
     except (OSError, ValueError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         raise YoyoError(
             f"--ray {address}: no cluster answers ({reason}). Start one with `ray start --head`, "
             "or give the address that `ray status` knows."

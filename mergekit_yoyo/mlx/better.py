@@ -46,19 +46,23 @@ def round_better(
         for p in planned
         if rounding == "feedback" and p.mode == "affine" and _takes_rows(modules[p.path])
     ]
-    fed = []
+    fed = set()
     for placement, moments in _with_moments(wanted, modules, calibration):
-        weight = modules[placement.path].weight
-        _put(model, placement, fed_forward(weight, *_sizes(placement), weight.dtype, moments))
-        fed.append(placement)
+        module = modules[placement.path]
+        weight = module.weight
+        rounded = fed_forward(weight, *_sizes(placement), weight.dtype, moments)
+        _put(model, placement, module, rounded)
+        fed.add(placement.path)
         progress.advance()
-    by_search = [p for p in planned if p not in fed]
+    by_search = [p for p in planned if p.path not in fed]
     for placement in by_search:
-        weight = modules[placement.path].weight
+        module = modules[placement.path]
+        weight = module.weight
         if placement.mode == "affine":
-            _put(model, placement, searched(weight, *_sizes(placement), weight.dtype))
+            rounded = searched(weight, *_sizes(placement), weight.dtype)
+            _put(model, placement, module, rounded)
         elif placement.mode == "mxfp4":
-            _put(model, placement, searched_mxfp4(weight))
+            _put(model, placement, module, searched_mxfp4(weight))
         progress.advance()
     if rounding == "feedback" and by_search:
         paths = ", ".join(p.path for p in by_search)
@@ -95,9 +99,8 @@ def _takes_rows(module: nn.Module) -> bool:
     return not isinstance(module, nn.Embedding)
 
 
-def _put(model: nn.Module, placement: Placement, rounded: Rounded) -> None:
+def _put(model: nn.Module, placement: Placement, module: Any, rounded: Rounded) -> None:
     """Replace a module by its quantized form, with these codes in place of mlx's own."""
-    module = dict(model.named_modules())[placement.path]
     quantized: Any = module.to_quantized(**(placement.quantization or {}))
     quantized.weight = rounded.packed(_sizes(placement)[0])
     quantized.scales = rounded.scales

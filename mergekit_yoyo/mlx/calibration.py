@@ -13,7 +13,7 @@ import psutil
 
 from mergekit_yoyo.errors import YoyoError
 from mergekit_yoyo.mlx.divergence import Reference
-from mergekit_yoyo.mlx.opening import Opened
+from mergekit_yoyo.mlx.opening import Opened, float32_bytes
 from mergekit_yoyo.mlx.weights import load_lazily
 from mergekit_yoyo.progress import Progress
 from mergekit_yoyo.text import Window, Writing, halves, read_texts, token_windows, written_text
@@ -21,8 +21,6 @@ from mergekit_yoyo.text import Window, Writing, halves, read_texts, token_window
 WINDOWS, LENGTH = 16, 256  # of a text, half of them to choose by; tokens of each
 LEAST_WINDOWS = 4
 SELF = "self"  # what text is called that the model writes
-FLOAT32_BYTES = 4
-OVERHEAD = 1.25  # of the weights, while a model runs
 
 
 @dataclass(frozen=True)
@@ -42,13 +40,15 @@ class Calibration:
     notes: tuple[str, ...]
 
     @classmethod
-    def of(cls, opened: Opened, texts: Mapping[str, Path], progress: Progress) -> "Calibration":
-        """Read texts, or let the model write one, and load the model.
+    def of(
+        cls, opened: Opened, texts: Mapping[str, Sequence[Window]], progress: Progress
+    ) -> "Calibration":
+        """Halve texts (of `text_windows`), or one that the model writes, and load the model.
 
         Raises:
-            YoyoError: a text cannot be read or says too little, or the model writes nothing.
+            YoyoError: the model writes nothing.
         """
-        found: dict[str, Sequence[Window]] = {**text_windows(opened, texts)}
+        found = dict(texts)
         if not found:
             writing = Writing(samples=WINDOWS, tokens=LENGTH)
             with TemporaryDirectory() as place:
@@ -57,7 +57,7 @@ class Calibration:
             found[SELF] = written.windows
         parts = {name: halves(windows, seed=0) for name, windows in found.items()}
         model = load_lazily(opened.folder, opened.bridge, opened.declared)
-        needed = opened.plan("fp32").parameters * FLOAT32_BYTES * OVERHEAD
+        needed = float32_bytes(opened.plan("fp32").parameters)
         notes = ["measured in the dtype of the checkpoint, for want of memory for float32"]
         if needed < psutil.virtual_memory().available:
             model.set_dtype(mx.float32)

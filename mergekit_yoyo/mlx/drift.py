@@ -11,7 +11,7 @@ import numpy as np
 from mlx_lm.utils import load_model
 from numpy.typing import NDArray
 
-from mergekit_yoyo.errors import YoyoError
+from mergekit_yoyo.errors import YoyoError, first_line
 from mergekit_yoyo.model.logits import log_softmax
 
 if TYPE_CHECKING:
@@ -102,8 +102,7 @@ def running(library: str, folder: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # models of every kind fail in ways of their own
-        reason = str(error).strip().splitlines()[:1] or [type(error).__name__]
         raise YoyoError(
-            f"{folder}: {library} cannot run the model ({reason[0]}). Is it whole, and is the "
-            "tokenizer its own?"
+            f"{folder}: {library} cannot run the model ({first_line(error)}). Is it whole, and is "
+            "the tokenizer its own?"
         ) from None

@@ -182,7 +182,7 @@ def _export(opened: Opened, wanted: _Wanted, progress: Progress) -> Export:
     else:
         recipe.check_weights(texts)
         in_play(opened, recipe)  # refused before any work
-    text_windows(opened, texts)
+    windows = text_windows(opened, texts)
     plan = opened.plan("q8" if isinstance(recipe, Auto) else recipe)
     verify, unverified = whether_to_verify(wanted.verify, opened, plan.parameters)
     if wanted.max_kl is not None and not verify:
@@ -200,7 +200,7 @@ def _export(opened: Opened, wanted: _Wanted, progress: Progress) -> Export:
             reference = Reference.of(unpacked)
         calibration = None
         if isinstance(recipe, Auto) or wanted.rounding == "feedback":
-            calibration = Calibration.of(unpacked, texts, progress)
+            calibration = Calibration.of(unpacked, windows, progress)
             notes += calibration.notes
         if isinstance(recipe, Auto):
             assert calibration

@@ -10,7 +10,7 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 from mlx_lm.utils import load_config, load_tokenizer
 from numpy.typing import NDArray
 
-from mergekit_yoyo.errors import YoyoError
+from mergekit_yoyo.errors import YoyoError, first_line
 from mergekit_yoyo.mlx.bridge import Bridge, bridge_config, declared_config
 from mergekit_yoyo.mlx.pictures import bridge_pictures, has_pictures
 from mergekit_yoyo.mlx.plan import ExportPlan, plan_model
@@ -27,6 +27,10 @@ from mergekit_yoyo.mlx.weights import (
 
 if TYPE_CHECKING:
     from mergekit_yoyo.model.layout import LayoutPlan
+
+
+FLOAT32_BYTES = 4
+RUNNING = 1.25  # a model takes more than its weights while it is loaded and run
 
 
 @dataclass(frozen=True)
@@ -65,8 +69,8 @@ class Opened:
         try:
             return load_tokenizer(folder)
         except Exception as error:  # tokenizers of every kind fail in ways of their own
-            lines = str(error).strip().splitlines() or [type(error).__name__]
-            raise YoyoError(f"{folder}: its tokenizer cannot be loaded: {lines[0]}") from None
+            reason = first_line(error)
+            raise YoyoError(f"{folder}: its tokenizer cannot be loaded: {reason}") from None
 
     @cached_property
     def picture(self) -> dict[str, NDArray[Any]] | None:
@@ -163,6 +167,11 @@ def _opened(checkpoint: Source, bridge: Bridge, declared: Any, context: int | No
             raise
         return replace(found, layout=layout)
     return found
+
+
+def float32_bytes(parameters: int) -> int:
+    """The memory that a model in float32 needs while it is loaded and run."""
+    return int(parameters * FLOAT32_BYTES * RUNNING)
 
 
 def named(recipe: Recipe | str) -> Recipe:

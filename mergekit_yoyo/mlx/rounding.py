@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from scipy.linalg import cholesky
 from scipy.linalg.lapack import dtrtri
 
+from mergekit_yoyo.mlx.recipes import FLOAT_MODES
+
 SHRINKS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7)  # of the range of a group, to start from
 REFINEMENTS = 2  # least squares for scale and bias, with the codes that they give
 DAMPING = 0.01  # of the mean second moment, added to each, as GPTQ has it
@@ -26,7 +28,7 @@ Floats = NDArray[np.float32]
 
 # e2m1: what the codes 0 to 15 of mxfp4 stand for, in units of the group's power of two
 _MXFP4 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
-_MXFP4_GROUP, _MXFP4_BITS = 32, 4
+_, _MXFP4_GROUP = FLOAT_MODES["mxfp4"]
 _EXPONENTS = (0, -1, 1)  # beside mlx's own
 
 
@@ -79,7 +81,11 @@ def searched(
     scales, biases = (x.reshape(len(flat), -1) for x in (scales, biases))
     step = max(1, AT_ONCE // weight.shape[-1])
     parts = [
-        _fitted(flat[k : k + step], bits, dtype, counts, scales[k : k + step], biases[k : k + step])
+        _fitted(
+            _Best(
+                flat[k : k + step], bits, dtype, counts, scales[k : k + step], biases[k : k + step]
+            )
+        )
         for k in range(0, len(flat), step)
     ]
     lead = grouped.shape[:-1]
@@ -170,30 +176,24 @@ def _codes_of(column: Floats, scale: Floats, bias: Floats, bits: int) -> Floats:
     return np.clip(np.rint((column - bias) / safe), 0, 2**bits - 1)
 
 
-def _fitted(
-    weight: mx.array,
-    bits: int,
-    dtype: mx.Dtype,
-    counts: mx.array,
-    scales: mx.array,
-    biases: mx.array,
-) -> tuple[mx.array, mx.array, mx.array]:
-    """Codes, scales and biases of rows [R, groups, group], from mlx's own."""
-    best = _Best(weight, bits, dtype, counts, scales, biases)
+def _fitted(best: "_Best") -> tuple[mx.array, mx.array, mx.array]:
+    """Codes, scales and biases with the least error among those tried."""
+    weight = best.weight
     least, most = weight.min(-1), weight.max(-1)
     middle = (least + most) / 2
     for shrink in SHRINKS:
         half = (most - least) / 2 * shrink
-        scale, bias = 2 * half / (2**bits - 1), middle - half
+        scale, bias = 2 * half / best.most, middle - half
         for _ in range(REFINEMENTS):
             codes = best.codes(scale, bias)
-            scale, bias = _least_squares(weight, codes, counts, scale, bias)
+            scale, bias = _least_squares(weight, codes, best.counts, scale, bias)
             best.offer(scale, bias)
     return best.codes(best.scales, best.biases), best.scales, best.biases
 
 
 class _Best:
-    """The scales and biases with the least error so far, group by group."""
+    """The scales and biases with the least error so far, group by group of rows [R, groups, group];
+    mlx's own to begin with."""
 
     def __init__(
         self,
@@ -204,7 +204,8 @@ class _Best:
         scales: mx.array,
         biases: mx.array,
     ) -> None:
-        self._weight, self._most, self._dtype, self._counts = weight, 2**bits - 1, dtype, counts
+        self.weight, self.most, self.counts = weight, 2**bits - 1, counts
+        self._dtype = dtype
         self.scales, self.biases = scales, biases
         self._errors = self._error(scales, biases)
 
@@ -212,8 +213,8 @@ class _Best:
         """The nearest codes of each weight."""
         scale = scales.astype(mx.float32)[..., None]
         safe = mx.where(scale == 0, 1, scale)
-        nearest = mx.round((self._weight - biases.astype(mx.float32)[..., None]) / safe)
-        return mx.clip(nearest, 0, self._most)
+        nearest = mx.round((self.weight - biases.astype(mx.float32)[..., None]) / safe)
+        return mx.clip(nearest, 0, self.most)
 
     def offer(self, scales: mx.array, biases: mx.array) -> None:
         """Take these where their error, as they are stored, is less."""
@@ -227,8 +228,8 @@ class _Best:
 
     def _error(self, scales: mx.array, biases: mx.array) -> mx.array:
         scale, bias = (x.astype(mx.float32)[..., None] for x in (scales, biases))
-        off = self._weight - (scale * self.codes(scales, biases) + bias)
-        return (self._counts * mx.square(off)).sum(-1)
+        off = self.weight - (scale * self.codes(scales, biases) + bias)
+        return (self.counts * mx.square(off)).sum(-1)
 
 
 def _least_squares(

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mergekit_yoyo.errors import YoyoError
+from mergekit_yoyo.errors import YoyoError, first_line
 from mergekit_yoyo.mlx.drift import running
 from mergekit_yoyo.mlx.reference import reference_model
 
@@ -35,8 +35,8 @@ def load_processor(folder: Path) -> Any:
             processor = utils.load_processor(folder, trust_remote_code=False)
             own = utils.load_image_processor(folder)
     except Exception as error:  # processors of every kind fail in ways of their own
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise YoyoError(f"{folder}: mlx-vlm cannot load its processor: {lines[0]}") from None
+        reason = first_line(error)
+        raise YoyoError(f"{folder}: mlx-vlm cannot load its processor: {reason}") from None
     if own is not None:
         processor.image_processor = own
     if getattr(processor, "image_processor", None) is None:
@@ -73,8 +73,8 @@ def sample_inputs(processor: Any, config: dict[str, Any]) -> dict[str, NDArray[A
             )
         inputs = {name: _array(value) for name, value in made.items() if value is not None}
     except Exception as error:  # as in `load_processor`
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise YoyoError(f"its processor makes no input of a picture: {lines[0]}") from None
+        reason = first_line(error)
+        raise YoyoError(f"its processor makes no input of a picture: {reason}") from None
     return inputs
 
 

@@ -57,7 +57,7 @@ def sensitivities(
     modules = dict(model.named_modules())
     for path, ways in placements.items():
         module = modules[path]
-        widths = sorted({way.bits for way in ways if way.bits})
+        measured = measured_widths([way.bits for way in ways if way.bits])
         costs: dict[int, Costs] = {}
         errors = {}
         for way in ways:
@@ -65,7 +65,7 @@ def sensitivities(
                 continue
             rounded = rounded_weight(module, way.quantization or {}, dtype)
             errors[way.bits] = _square_error(module.weight, rounded)
-            if way.bits in measured_widths(widths):
+            if way.bits in measured:
                 with replaced(model, {path: rounded}):
                     parts = reference.divergence(model)
                 costs[way.bits] = {name: max(0.0, float(kl.mean())) for name, kl in parts.items()}

@@ -1,15 +1,11 @@
 """Plans and exports for the terminal."""
 
-import sys
-
-from rich.console import Console
 from rich.table import Table
 
 from mergekit_yoyo.mlx.export import Export
 from mergekit_yoyo.mlx.plan import ExportPlan
 from mergekit_yoyo.staging import format_bytes
-
-_PIPE_COLUMNS = 160  # a pipe has no width
+from mergekit_yoyo.terminal import stdout_console
 
 
 def show_plans(plans: list[ExportPlan]) -> None:
@@ -17,7 +13,7 @@ def show_plans(plans: list[ExportPlan]) -> None:
     table = Table("recipe", "bits per weight", "size")
     for plan in sorted(plans, key=lambda plan: plan.bytes):
         table.add_row(plan.recipe.name, f"{plan.bits_per_weight:.2f}", format_bytes(plan.bytes))
-    _console().print(table)
+    stdout_console().print(table)
 
 
 def show_plan(plan: ExportPlan) -> None:
@@ -37,7 +33,7 @@ def show_plan(plan: ExportPlan) -> None:
     table.add_column("size", format_bytes(plan.bytes), justify="right")
     for *words, parameters, size in plan.rows():
         table.add_row(*map(str, words), f"{parameters:,}", format_bytes(size))
-    _console().print(table)
+    stdout_console().print(table)
 
 
 def show_export(made: Export) -> None:
@@ -46,15 +42,9 @@ def show_export(made: Export) -> None:
     if made.verification:
         drift, seen = made.verification.drift, made.verification.picture_difference
         after = "" if seen is None else f", after a picture {seen:.1e}"
-        _console().print(
+        stdout_console().print(
             f"against transformers, unquantized: {made.verification.graph_difference:.1e} of the "
             f"logits' standard deviation{after}\nas written: top-1 agreement "
             f"{drift.top1_agreement:.1%}, KL {drift.kl:.2g} nats per token, largest difference "
             f"{drift.max_difference:.2g}"
         )
-
-
-def _console() -> Console:
-    # names and regular expressions may hold brackets
-    width = None if sys.stdout.isatty() else _PIPE_COLUMNS
-    return Console(markup=False, highlight=False, soft_wrap=True, width=width)

@@ -24,7 +24,7 @@ from mergekit_yoyo.mlx.drift import (
     running,
     written_logits,
 )
-from mergekit_yoyo.mlx.opening import Opened
+from mergekit_yoyo.mlx.opening import Opened, float32_bytes
 from mergekit_yoyo.mlx.pictures import bridge_pictures
 from mergekit_yoyo.mlx.reference import transformers_logits
 from mergekit_yoyo.mlx.sample import reference_logits
@@ -35,9 +35,6 @@ from mergekit_yoyo.staging import format_bytes
 # deviation was seen; a wrong rope or a lost window moves them by more than 1e-1.
 MAX_DIFFERENCE = 1e-3
 PROMPT_TOKENS = 48
-FLOAT32_BYTES = 4
-# transformers needs more than the weights while it loads and runs them.
-REFERENCE_OVERHEAD = 1.25
 # A sliding window is made so short for the comparison that it closes within a prompt.
 PROBE_WINDOW = 16
 TEXTS = (
@@ -132,7 +129,7 @@ def whether_to_verify(asked: bool | None, opened: Opened, parameters: int) -> tu
     """
     if asked is False:
         return False, "not compared with transformers (--no-verify)"
-    needed = int(parameters * FLOAT32_BYTES * REFERENCE_OVERHEAD)
+    needed = float32_bytes(parameters)
     available = psutil.virtual_memory().available
     if opened.declared is None:
         reason = f"transformers does not know {opened.bridge.config['model_type']}"

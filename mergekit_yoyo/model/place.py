@@ -6,7 +6,7 @@ from pathlib import Path
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-from mergekit_yoyo.errors import YoyoError
+from mergekit_yoyo.errors import YoyoError, first_line
 from mergekit_yoyo.model.merge_yaml import ModelName
 from mergekit_yoyo.outside import check_folder
 
@@ -63,7 +63,7 @@ def fetch(name: ModelName, weights: Sequence[str] = ()) -> Path:
     except HFValidationError:
         raise _no_name(name) from None
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         raise YoyoError(
             f"{name}: no such folder here, and the Hub did not give it ({reason})."
         ) from None

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mergekit_yoyo.errors import YoyoError
+from mergekit_yoyo.errors import YoyoError, first_line
 from mergekit_yoyo.model.folder import fingerprint
 from mergekit_yoyo.outside import load_json, read_text
 from mergekit_yoyo.progress import SILENT, Progress
@@ -132,7 +132,7 @@ def _load(folder: Path, device: str) -> "tuple[PreTrainedModel, PreTrainedTokeni
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval().to(device)
         return model, AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError, RuntimeError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         raise YoyoError(f"{folder}: transformers cannot load this causal model: {reason}") from None
 
 

@@ -12,7 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from mergekit_yoyo.errors import YoyoError
+from mergekit_yoyo.errors import YoyoError, first_line
 from mergekit_yoyo.model.folder import fingerprint, tensors_in
 from mergekit_yoyo.model.merge_yaml import read_merge_yaml
 from mergekit_yoyo.outside import read_text
@@ -233,7 +233,7 @@ def _beside(
             chosen = chosen or bench.candidate(recipe, setting)
             found[label] = (chosen, bench.candidate(recipe, setting, reports=True))
         except (YoyoError, RuntimeError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0]
+            reason = first_line(error)
             progress.say(f"note: {label} is left out: {reason}")
         progress.advance()
     return found

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from mergekit_yoyo.errors import YoyoError
+from mergekit_yoyo.errors import YoyoError, first_line
 from mergekit_yoyo.model.config import text_section
 from mergekit_yoyo.model.folder import fingerprint
 from mergekit_yoyo.model.json_files import read_config
@@ -251,5 +251,5 @@ def load_model(folder: Path, device: str) -> Any:
     try:
         return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval().to(device)
     except (OSError, ValueError, RuntimeError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         raise YoyoError(f"{folder}: transformers cannot load this causal model: {reason}") from None
