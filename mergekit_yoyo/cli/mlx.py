@@ -16,6 +16,7 @@ from mergekit_yoyo.cli.command import (
 )
 from mergekit_yoyo.cli.places import Kind, Place
 from mergekit_yoyo.errors import YoyoError
+from mergekit_yoyo.terminal import stdout_console
 
 UNQUANTIZED: dict[Kind, str] = {
     "an MLX model": "Start from the model that it was made of, whose weights are whole."
@@ -181,7 +182,8 @@ def command(
                 context=max_context,
                 revision=revision,
                 pictures=pictures,
-            )
+            ),
+            stdout_console(),
         )
         return
     recipe: mlx.Recipe | mlx.Auto
@@ -212,7 +214,7 @@ def command(
         plan = mlx.plan_export(
             source, recipe, context=max_context, revision=revision, pictures=pictures
         )
-        mlx.show_plan(plan)
+        mlx.show_plan(plan, stdout_console())
         _print_notes(plan.notes)
         return
     with shown_progress() as progress:
@@ -231,7 +233,7 @@ def command(
             overwrite=overwrite,
             progress=progress,
         )
-    mlx.show_export(made)
+    mlx.show_export(made, stdout_console())
     _print_notes(made.notes)
     click.echo(f"{made.folder}: ready for {made.library.replace('-', '_')}.load")
 
