@@ -1,8 +1,8 @@
 """Merges of the real experts, by loss on held-out text of their domains.
 
-    python benchmarks/quality/bench.py                        # SmolLM2-135M, code, german, headers
-    python benchmarks/quality/bench.py --broken --write       # and a broken further model
-    python benchmarks/quality/bench.py --small                # few methods and blocks: minutes
+    python benchmarks/quality/bench.py --write                # all tables of docs/quality.md
+    python benchmarks/quality/bench.py --base smollm2-135m -k 3 --whole
+    python benchmarks/quality/bench.py --small -k 3 --base smollm2-135m     # a look: minutes
 
 Trains what is missing (`train.py`), merges in memory by the methods of `methods.py`, rounds to
 bfloat16 as `mergekit-yaml` would, and prints the mean loss (nats a token) with the error of its
@@ -13,8 +13,12 @@ itself stands in the table, which no user can know.
 
 import json
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache as once
+from functools import partial
+from itertools import product
 from pathlib import Path
 
 import click
@@ -32,6 +36,7 @@ from transformers.utils import logging as transformers_logging
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from pages import show, write_option
 
+REAL = ("smollm2-135m", "gemma3-270m")
 BLOCKS, LENGTH, BATCH = 8, 256, 4
 SMALL_BLOCKS = 2
 SEED = 5
@@ -70,8 +75,9 @@ class Reader:
         found = []
         for batch in blocks.split(BATCH):
             logits = self.model(input_ids=batch[:, :-1], use_cache=False).logits
-            loss = cross_entropy(logits.transpose(1, 2), batch[:, 1:], reduction="none")
-            found += loss.mean(1).tolist()
+            targets = batch[:, 1:]
+            loss = cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
+            found += loss.view_as(targets).mean(1).tolist()
         return found
 
 
@@ -153,10 +159,78 @@ def _key(method: Method, setting: str) -> str:
     return f"{method.label}, {setting}" if setting else method.label
 
 
+@dataclass(frozen=True)
+class Table:
+    """What one table is about: so many experts of a base, with a broken further model or not."""
+
+    base: str
+    count: int
+    spoiled: bool
+    small: bool
+
+    @property
+    def name(self) -> str:
+        return f"quality-{self.base}-{self.count}{'-broken' if self.spoiled else ''}"
+
+    @property
+    def domains(self) -> tuple[str, ...]:
+        return DOMAINS[: self.count]
+
+    def kept(self, cache: Path) -> Path:
+        """The rows so far."""
+        small = "-small" if self.small else ""
+        return cache / f"results{self.name.removeprefix('quality')}{small}.json"
+
+    def takes(self, method: Method) -> bool:
+        """Whether a method stands in it."""
+        if self.small and not method.small:
+            return False
+        return method.only in (None, self.count) and (method.broken or not self.spoiled)
+
+
+def fill(wanted: Table, methods: Sequence[Method], cache: Path) -> dict[str, Losses]:
+    """The losses of all inputs and merges of a table, those that are kept read again."""
+    base, domains, kept = wanted.base, wanted.domains, wanted.kept(cache)
+    results: dict[str, Losses] = json.loads(kept.read_text()) if kept.is_file() else {}
+    origin = half(load_file(base_folder(base, cache) / "model.safetensors"))
+    folders = [expert_folder(base, domain, cache) for domain in domains]
+    experts = [half(load_file(folder / "model.safetensors")) for folder in folders]
+    reader = Reader(base, domains, cache, SMALL_BLOCKS if wanted.small else BLOCKS)
+    inputs = [*experts, broken(origin)] if wanted.spoiled else experts
+
+    @once
+    def moments() -> list[Weights]:
+        return [grams(base, domain, cache) for domain in domains]
+
+    def take(label: str, make: Callable[[], Weights]) -> None:
+        if label in results:
+            return
+        started = time.monotonic()
+        weights = make()
+        merged = time.monotonic()
+        results[label] = reader.losses(half(weights))
+        kept.write_text(json.dumps(results))
+        click.echo(
+            f"{wanted.name}: {label}: {mean_of(results[label]):.4f} ({merged - started:.0f} s to "
+            f"merge, {time.monotonic() - merged:.0f} s to read)",
+            err=True,
+        )
+
+    take("base alone", lambda: origin)
+    for domain, expert in zip(domains, experts, strict=True):
+        take(f"expert: {domain}", partial(dict, expert))
+    for method in filter(wanted.takes, methods):
+        for setting, merge in method.settings.items():
+            take(_key(method, setting), partial(merge, origin, inputs, moments))
+    return results
+
+
 @click.command(help=__doc__.split("\n\n")[0])
-@click.option("--base", type=click.Choice(list(BASES)), default="smollm2-135m", show_default=True)
-@click.option("--domain", "domains", multiple=True, type=click.Choice(DOMAINS), default=DOMAINS[:3])
-@click.option("--broken", "spoiled", is_flag=True, help="Merge a broken further model in.")
+@click.option("--base", "bases", multiple=True, type=click.Choice(list(BASES)), default=REAL)
+@click.option("-k", "counts", multiple=True, type=click.IntRange(2, 5), default=(2, 3, 5))
+@click.option(
+    "--broken/--whole", "spoiled", default=None, help="Only with, or without, a broken model."
+)
 @click.option(
     "--method",
     "labels",
@@ -168,9 +242,9 @@ def _key(method: Method, setting: str) -> str:
 @click.option("--cache", type=click.Path(path_type=Path), default=CACHE, show_default=True)
 @write_option
 def main(
-    base: str,
-    domains: tuple[str, ...],
-    spoiled: bool,
+    bases: tuple[str, ...],
+    counts: tuple[int, ...],
+    spoiled: bool | None,
     labels: tuple[str, ...],
     small: bool,
     cache: Path,
@@ -179,38 +253,12 @@ def main(
     transformers_logging.disable_progress_bar()
     if small and write:
         raise click.UsageError("--small is a look: the tables of docs are made without it.")
-    origin = half(load_file(base_folder(base, cache) / "model.safetensors"))
-    folders = [expert_folder(base, domain, cache) for domain in domains]
-    experts = [half(load_file(folder / "model.safetensors")) for folder in folders]
-    reader = Reader(base, domains, cache, SMALL_BLOCKS if small else BLOCKS)
-    name = f"{base}-{len(domains)}{'-broken' if spoiled else ''}"
-    kept = cache / f"results-{name}-{'-'.join(domains)}{'-small' if small else ''}.json"
-    results = json.loads(kept.read_text()) if kept.is_file() else {}
-    inputs = [*experts, broken(origin)] if spoiled else experts
-
-    def tell(label: str, losses: Losses) -> None:
-        results[label] = losses
-        click.echo(f"{label}: {mean_of(losses):.4f}", err=True)
-        kept.write_text(json.dumps(results))
-
-    @once
-    def moments() -> list[Weights]:
-        return [grams(base, domain, cache) for domain in domains]
-
-    for label, weights in [
-        ("base alone", origin),
-        *((f"expert: {d}", x) for d, x in zip(domains, experts, strict=True)),
-    ]:
-        if label not in results:
-            tell(label, reader.losses(weights))
-    for method in METHODS:
-        if labels and method.label not in labels:
-            continue
-        takes = method.only in (None, len(inputs)) and not (spoiled and method.reads)
-        for setting, merge in method.settings.items() if takes and small <= method.small else ():
-            if (label := _key(method, setting)) not in results:
-                tell(label, reader.losses(half(merge(origin, inputs, moments))))
-    show(table(results, domains), "quality.md", f"quality-{name}", write=write)
+    methods = [method for method in METHODS if not labels or method.label in labels]
+    for base, count in product(bases, counts):
+        for broke in (False, True) if spoiled is None else (spoiled,):
+            wanted = Table(base, count, broke, small)
+            results = fill(wanted, methods, cache)
+            show(table(results, wanted.domains), "quality.md", wanted.name, write=write)
 
 
 if __name__ == "__main__":

@@ -29,17 +29,17 @@ class Method:
         label: in the table.
         settings: by name; one of the name "" is the method as it comes.
         group: 0 ours, 1 mergekit's, 2 papers'.
-        only: the number of models with which it is shown; None: any.
+        only: the number of experts with which it is shown; None: any.
+        broken: whether it is shown with a broken further model.
         small: whether `--small` has it.
-        reads: whether it asks for the inputs of the experts, which a broken model has none of.
     """
 
     label: str
     settings: Mapping[str, Merge]
     group: int
     only: int | None = None
+    broken: bool = False
     small: bool = False
-    reads: bool = False
 
 
 def ours(*, anchored: bool = False, **options: object) -> Merge:
@@ -78,25 +78,41 @@ def mergekits(name: str, *, based: bool = True, **parameters: object) -> Merge:
     return merge
 
 
-def of_matrices(of_matrix: rivals.OfMatrix, factor: float = 1.0, *, reads: bool = False) -> Merge:
-    """A merge of linear layers by a paper's method; others are the mean. reads: it takes Grams."""
+def of_matrices(
+    of_matrix: rivals.OfMatrix, *factors: float, reads: bool = False
+) -> dict[str, Merge]:
+    """Merges of linear layers by a paper's method; others are the mean. factors: on the
+    differences of the merge, a setting each. reads: it takes Grams."""
+    kept: list[tuple[list[Weights], dict[str, Tensor]]] = []  # the factors of a table share one
 
-    def merge(base: Weights, experts: list[Weights], grams: Grams) -> Weights:
-        merged, moments = {}, grams() if reads else []
-        for name, origin in base.items():
-            taus = torch.stack([x[name].float() - origin.float() for x in experts])
-            if origin.ndim != 2 or EMBEDDING in name:
-                merged[name] = origin.float() + taus.mean(0)
-                continue
-            more = [torch.stack([moment[name] for moment in moments])] if reads else []
-            merged[name] = origin.float() + factor * of_matrix(taus, *more)
-        return merged
+    def differences(base: Weights, experts: list[Weights], grams: Grams) -> dict[str, Tensor]:
+        if not (kept and kept[0][0] is experts):
+            moments = grams() if reads else []
+            found = {}
+            for name, origin in base.items():
+                if origin.ndim == 2 and EMBEDDING not in name:
+                    taus = torch.stack([x[name].float() - origin.float() for x in experts])
+                    more = [torch.stack([x[name] for x in moments])] if reads else []
+                    found[name] = of_matrix(taus, *more)
+            kept[:] = [(experts, found)]
+        return kept[0][1]
 
-    return merge
+    def by(factor: float) -> Merge:
+        def merge(base: Weights, experts: list[Weights], grams: Grams) -> Weights:
+            found = differences(base, experts, grams)
+            if factor == settings[-1]:
+                kept.clear()
+            return {
+                name: origin.float() + factor * found[name]
+                if name in found
+                else torch.stack([x[name].float() for x in experts]).mean(0)
+                for name, origin in base.items()
+            }
 
+        return merge
 
-def _scaled(of_matrix: rivals.OfMatrix, *factors: float) -> dict[str, Merge]:
-    return {f"factor {factor:g}": of_matrices(of_matrix, factor) for factor in factors}
+    settings = factors or (1.0,)
+    return {f"factor {factor:g}" if factors else "": by(factor) for factor in settings}
 
 
 _SPARSE = {
@@ -118,36 +134,46 @@ def _grid(name: str, **always: object) -> dict[str, Merge]:
     return {label: mergekits(name, **setting, **always) for label, setting in _SPARSE.items()}
 
 
+_VARIANTS: dict[str, dict[str, object]] = {
+    "coordinate_median": {"center": "coordinate_median"},
+    "welsch": {"weight_function": "welsch"},
+    "deviations: median": {"deviations": "median"},
+    "rank_by: principal": {"rank_by": "principal"},
+    "rank_by: noise": {"rank_by": "noise"},
+    "scale_by: root": {"scale_by": "root"},
+    "matrix_boost": {"matrix_boost": True},
+}
+
 METHODS = [
-    Method("linear", {"": mergekits("linear", based=False)}, 1, small=True),
-    Method("recall, base as anchor", _recall(anchored=True), 0, small=True),
-    Method("recall, base as anchor, ridge 3", _recall(anchored=True, ridge=3.0), 0),
-    Method("recall, base as anchor, prior 1", _recall(anchored=True, recall_prior=1.0), 0),
-    Method("recall", _recall(), 0, small=True),
-    Method("recall, ridge 3", _recall(ridge=3.0), 0),
-    Method("recall, twice the strength", _recall(recall_strength=4.0), 0),
-    Method("tukey", {"": ours()}, 0, small=True),
-    Method("tukey, base as anchor", {"": ours(anchored=True)}, 0),
-    Method("tukey, coordinate_median", {"": ours(center="coordinate_median")}, 0, only=3),
-    Method("tukey, welsch", {"": ours(weight_function="welsch")}, 0, only=3),
-    Method("tukey, deviations: median", {"": ours(deviations="median")}, 0, only=3),
-    Method("tukey, rank_by: principal", {"": ours(rank_by="principal")}, 0, only=3),
-    Method("tukey, rank_by: noise", {"": ours(rank_by="noise")}, 0, only=3),
-    Method("tukey, scale_by: root", {"": ours(scale_by="root")}, 0, only=3),
-    Method("tukey, matrix_boost", {"": ours(matrix_boost=True)}, 0, only=3),
+    Method("linear", {"": mergekits("linear", based=False)}, 1, broken=True, small=True),
+    Method("recall, base as anchor", _recall(anchored=True), 0, broken=True, small=True),
+    Method("recall, base as anchor, ridge 3", _recall(anchored=True, ridge=3.0), 0, broken=True),
+    Method("recall, base as anchor, prior 1", _recall(anchored=True, recall_prior=1.0), 0, only=3),
+    Method("recall", _recall(), 0, broken=True, small=True),
+    Method("recall, ridge 3", _recall(ridge=3.0), 0, broken=True),
+    Method("recall, twice the strength", _recall(recall_strength=4.0), 0, only=3),
+    Method("tukey", {"": ours()}, 0, broken=True, small=True),
+    Method("tukey, base as anchor", {"": ours(anchored=True)}, 0, only=3, broken=True),
+    *(
+        Method(f"tukey, {label}", {"": ours(**options)}, 0, only=3, broken=True)
+        for label, options in _VARIANTS.items()
+    ),
     Method(
         "task arithmetic",
         {f"factor {x:g}": mergekits("task_arithmetic", **{"lambda": x}) for x in _FACTORS},
         1,
+        broken=True,
         small=True,
     ),
-    Method("ties", _grid("ties"), 1),
-    Method("dare_ties", _grid("dare_ties", normalize=True), 1),
-    Method("della", _grid("della", normalize=True), 1),
-    Method("sce", {f"top {k:g}": mergekits("sce", select_topk=k) for k in (0.5, 1.0)}, 1),
-    Method("model_stock", {"": mergekits("model_stock")}, 1),
-    Method("karcher", {"": mergekits("karcher", based=False)}, 1),
-    Method("multislerp", {"": mergekits("multislerp", based=False)}, 1),
+    Method("ties", _grid("ties"), 1, broken=True),
+    Method("dare_ties", _grid("dare_ties", normalize=True), 1, only=3),
+    Method("della", _grid("della", normalize=True), 1, only=3),
+    Method(
+        "sce", {f"top {k:g}": mergekits("sce", select_topk=k) for k in (0.5, 1.0)}, 1, broken=True
+    ),
+    Method("model_stock", {"": mergekits("model_stock")}, 1, only=3, broken=True),
+    Method("karcher", {"": mergekits("karcher", based=False)}, 1, only=3),
+    Method("multislerp", {"": mergekits("multislerp", based=False)}, 1, only=3),
     Method(
         "nuslerp",
         {"": mergekits("nuslerp", based=False), "of differences": mergekits("nuslerp")},
@@ -155,12 +181,10 @@ METHODS = [
         only=2,
     ),
     Method("arcee_fusion", {"": _first_is_base}, 1, only=2),
-    Method("TSV-M", _scaled(rivals.tsv_m, 0.65, 1.0), 2),
-    Method("Iso-C", _scaled(rivals.iso_c, 0.65, 1.0), 2),
-    Method("Iso-CTS", _scaled(rivals.iso_cts, 0.65, 1.0), 2),
-    Method("SVC of task arithmetic", _scaled(rivals.svc, 0.5, 0.8), 2),
-    Method("WUDI", {"": of_matrices(rivals.wudi)}, 2),
-    Method(
-        "RegMean, with the inputs", {"": of_matrices(rivals.regmean, reads=True)}, 2, reads=True
-    ),
+    Method("TSV-M", of_matrices(rivals.tsv_m, 0.65, 1.0), 2, broken=True),
+    Method("Iso-C", of_matrices(rivals.iso_c, 0.65, 1.0), 2),
+    Method("Iso-CTS", of_matrices(rivals.iso_cts, 0.65, 1.0), 2, only=3),
+    Method("SVC of task arithmetic", of_matrices(rivals.svc, 0.5, 0.8), 2),
+    Method("WUDI", of_matrices(rivals.wudi), 2, only=3),
+    Method("RegMean, with the inputs", of_matrices(rivals.regmean, reads=True), 2),
 ]
