@@ -26,9 +26,9 @@ import numpy as np
 import torch
 from methods import METHODS, Method, Weights
 from models import BASES, CACHE, DOMAINS, base_folder, texts_of
+from reading import LENGTH, Losses, Reader, half, mean_of
 from safetensors.torch import load_file
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 from train import expert_folder
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
@@ -37,48 +37,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from pages import show, write_option
 
 REAL = ("smollm2-135m", "gemma3-270m")
-BLOCKS, LENGTH, BATCH = 8, 256, 4
+BLOCKS = 8
 SMALL_BLOCKS = 2
 SEED = 5
 GROUPS = ("ours", "mergekit's", "of papers")
-Losses = Mapping[str, list[float]]
-
-
-def half(weights: Weights) -> Weights:
-    """In bfloat16, as experts and merges are published."""
-    return {name: x.to(torch.bfloat16) for name, x in weights.items()}
-
-
-def blocks_of(base: str, domain: str, cache: Path, count: int) -> Tensor:
-    """[count, LENGTH] token ids, evenly from the held-out text of a domain."""
-    tokenizer = AutoTokenizer.from_pretrained(base_folder(base, cache))
-    ids = torch.tensor(tokenizer(texts_of(domain, cache)[1], verbose=False).input_ids)
-    starts = np.linspace(0, len(ids) - LENGTH, count).astype(int)
-    return torch.stack([ids[start : start + LENGTH] for start in starts])
-
-
-class Reader:
-    """A model that reads the blocks of some domains with any weights, in float32."""
-
-    def __init__(self, base: str, domains: tuple[str, ...], cache: Path, count: int) -> None:
-        folder = base_folder(base, cache)
-        self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-        self.blocks = {domain: blocks_of(base, domain, cache, count) for domain in domains}
-
-    def losses(self, weights: Weights) -> dict[str, list[float]]:
-        """Mean loss of each block, by domain."""
-        self.model.load_state_dict({k: v.float() for k, v in weights.items()}, strict=False)
-        with torch.inference_mode():
-            return {domain: self._of(blocks) for domain, blocks in self.blocks.items()}
-
-    def _of(self, blocks: Tensor) -> list[float]:
-        found = []
-        for batch in blocks.split(BATCH):
-            logits = self.model(input_ids=batch[:, :-1], use_cache=False).logits
-            targets = batch[:, 1:]
-            loss = cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
-            found += loss.view_as(targets).mean(1).tolist()
-        return found
 
 
 def broken(base: Weights) -> Weights:
@@ -121,11 +83,6 @@ def against(losses: Losses, linear: Losses, domains: tuple[str, ...]) -> tuple[f
     """The mean difference from linear, and its error; a block of each domain is one observation."""
     off = np.mean([np.subtract(losses[d], linear[d]) for d in domains], axis=0)
     return float(off.mean()), float(off.std(ddof=1) / len(off) ** 0.5)
-
-
-def mean_of(losses: Losses) -> float:
-    """The mean loss over domains."""
-    return float(np.mean([np.mean(values) for values in losses.values()]))
 
 
 def table(results: Mapping[str, Losses], domains: tuple[str, ...]) -> list[str]:

@@ -11,11 +11,11 @@ import rivals
 import torch
 from mergekit.merge_methods import registry
 from mergekit.merge_methods.base import TensorGroup
+from reading import Weights
 from torch import Tensor
 
 from mergekit_yoyo.algorithm import fuse
 
-Weights = Mapping[str, Tensor]
 Grams = Callable[[], list[Weights]]  # of each expert, the inputs' second moments by weight name
 Merge = Callable[[Weights, list[Weights], Grams], Weights]
 EMBEDDING = "embed_tokens"
@@ -119,7 +119,7 @@ _SPARSE = {
     f"density {density:g}, lambda {factor:g}": {"density": density, "lambda": factor}
     for density, factor in ((0.5, 1.0), (0.5, 1.5), (0.2, 1.5))
 }
-_FACTORS = (0.4, 0.5, 0.65, 0.8)
+_FACTORS = (0.4, 0.5, 0.65, 0.8, 1.0)
 
 
 def _first_is_base(_: Weights, experts: list[Weights], grams: Grams) -> Weights:
@@ -155,7 +155,7 @@ METHODS = [
     Method("tukey", {"": ours()}, 0, broken=True, small=True),
     Method("tukey, base as anchor", {"": ours(anchored=True)}, 0, only=3, broken=True),
     *(
-        Method(f"tukey, {label}", {"": ours(**options)}, 0, only=3, broken=True)
+        Method(f"tukey, {label}", {"": ours(**options)}, 0, only=3, broken="center" in options)
         for label, options in _VARIANTS.items()
     ),
     Method(

