@@ -7,34 +7,45 @@
 Sensitivities are measured once, on text that is not the text of the table; for each recipe the
 widths are then chosen that fit its bytes. Beside ours stand mlx-lm's `mixed_*` recipes and the
 choice of `mlx_lm.dynamic_quant` (4 and 8 bits at 5 on average), by mlx-lm's own code on the same
-text, and `mlx_lm.gptq` (4 bits, with its 6 for the embedding).
+text. `mlx_lm.gptq` (4 bits, with its 6 for the embedding) and `mlx_lm.awq` (4 bits) round better
+than to nearest; beside them `auto` stands with `--rounding feedback`. Finished rows are kept in the
+cache.
 On Linux preload OpenBLAS (docs/mlx.md): mlx's own BLAS is too slow for a real model.
 """
 
 import json
+import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from statistics import fmean
+from typing import Any
 
 import click
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 from mlx_lm.convert import mixed_quant_predicate_builder
+from mlx_lm.quant.awq import AWQ_MODEL_CONFIGS, awq_quantize
 from mlx_lm.quant.dynamic_quant import estimate_sensitivities, estimate_threshold
 from mlx_lm.quant.gptq import gptq_quantize
 from pages import show, write_option
 
 from mergekit_yoyo.mlx.allocation import Choice, allocate
+from mergekit_yoyo.mlx.better import Rounding, round_better
 from mergekit_yoyo.mlx.calibration import Calibration, read_back, replaced
 from mergekit_yoyo.mlx.divergence import Reference
 from mergekit_yoyo.mlx.opening import Opened, open_checkpoint
-from mergekit_yoyo.mlx.plan import Placement
+from mergekit_yoyo.mlx.plan import ExportPlan, Placement
 from mergekit_yoyo.mlx.recipes import AFFINE_WIDTHS, Recipe, parse_recipe
 from mergekit_yoyo.mlx.sensitivity import measured_widths, rounded_weight, sensitivities
 from mergekit_yoyo.mlx.weights import load_lazily, stored_dtype
+from mergekit_yoyo.progress import SILENT
 from mergekit_yoyo.terminal import TerminalProgress
 from mergekit_yoyo.text import Text, Window, token_windows
 
@@ -70,7 +81,8 @@ def main(
     with tempfile.TemporaryDirectory() as place:
         opened = open_checkpoint(source(base, Path(place), cache))
         calibration = calibration_of(opened, base, domains, (windows, reported), cache)
-        lines = table(opened, calibration, widths, cache / base / "quant-auto.json")
+        kept = Kept(cache / base / "quant-auto.json", [base, domains, windows, least, reported])
+        lines = table(opened, calibration, widths, kept)
     show(lines, "mlx.md", f"quant-auto-{base}", write=write)
 
 
@@ -105,30 +117,65 @@ def calibration_of(
     return Calibration(model, *parts, ())
 
 
-def table(opened: Opened, calibration: Calibration, widths: Sequence[int], kept: Path) -> list[str]:
+class Kept:
+    """What earlier runs of the same settings have measured."""
+
+    def __init__(self, file: Path, settings: Sequence[object]) -> None:
+        self._file = file
+        self._settings = json.dumps(settings)
+        self._found = json.loads(file.read_text()) if file.is_file() else {}
+
+    def get(self, label: str, make: Callable[[], Any]) -> Any:
+        """A part by name, made if it is not there."""
+        part = self._found.setdefault(self._settings, {})
+        if label not in part:
+            part[label] = make()
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            self._file.write_text(json.dumps(self._found))
+            if isinstance(part[label], str):
+                click.echo(part[label], err=True)
+        return part[label]
+
+
+def table(opened: Opened, calibration: Calibration, widths: Sequence[int], kept: Kept) -> list[str]:
     """Bits, KL by text and in the mean; of each recipe, and of `auto` at its size."""
     model, choosing = calibration.model, calibration.choosing
     dtype = getattr(mx, stored_dtype(opened.folder))
     costs = kept_costs(opened, model, choosing, widths, dtype, kept)
     reference = Reference(model, calibration.reporting)
-    mixed = [mixed_recipe(name, model) for name in MIXED]
-    dynamic = dynamic_recipe(model, choosing)
     names = " | ".join(choosing)
     lines = [
         f"| recipe | bits per weight | KL: {names} | mean | "
         f"auto at the same size: {names} | mean | change |",
         "|---|---:|" + "---:|" * (2 * len(choosing) + 3),
     ]
-    for recipe in [*map(parse_recipe, FIXED), *mixed, dynamic]:
-        plan = opened.plan(recipe)
-        if plan.bytes < opened.plan(f"q{widths[0]}").bytes:
-            continue  # narrower than what is in play
+    recipes: dict[str, Callable[[], Recipe]] = {
+        **{name: partial(parse_recipe, name) for name in FIXED},
+        **{name: partial(mixed_recipe, name, model) for name in MIXED},
+        DYNAMIC: partial(dynamic_recipe, model, choosing),
+    }
+    least = opened.plan(f"q{widths[0]}").bytes
+
+    def fixed(recipe: Callable[[], Recipe]) -> str:
+        plan = opened.plan(recipe())
+        if plan.bytes < least:
+            return ""  # narrower than what is in play
         chosen = cheapest(costs, plan.bytes, plan.placements)
         cells = [divergences(model, reference, way, dtype) for way in (plan.placements, chosen)]
-        lines.append(row(recipe.name, plan.bits_per_weight, *cells))
-        click.echo(lines[-1], err=True)
-    lines.append(gptq_row(opened, model, reference, choosing, costs, dtype))
-    return lines
+        return row(plan.recipe.name, plan.bits_per_weight, *cells)
+
+    def rounded(name: str, other: Other) -> str:
+        plan = opened.plan(other.recipe)
+        whole = load_lazily(opened.folder, opened.bridge, opened.declared)
+        whole.set_dtype(mx.float32)
+        found = reference.divergence(other.quantized(whole, rows(choosing)))
+        auto = opened.plan(as_recipe(cheapest(costs, plan.bytes, plan.placements)))
+        best = better(opened, calibration, auto, "feedback")
+        return row(f"{name}; auto with feedback", plan.bits_per_weight, found, best)
+
+    lines += [kept.get(name, partial(fixed, recipe)) for name, recipe in recipes.items()]
+    lines += [kept.get(name, partial(rounded, name, other)) for name, other in OTHERS.items()]
+    return [line for line in lines if line]
 
 
 def row(
@@ -172,7 +219,7 @@ def kept_costs(
     choosing: Mapping[str, Sequence[Window]],
     widths: Sequence[int],
     dtype: mx.Dtype,
-    kept: Path,
+    kept: Kept,
 ) -> Costs:
     """Of each module, its ways at groups of 64 and what each costs; measured once."""
     ways: dict[str, list[Placement]] = {}
@@ -181,24 +228,21 @@ def kept_costs(
         for placement in opened.plan(recipe).placements:
             if placement.bits == width:
                 ways.setdefault(placement.path, []).append(placement)
-    label = {name: [w.tokens for w in windows] for name, windows in choosing.items()}
-    key = json.dumps([label, list(widths)])
-    found = json.loads(kept.read_text()) if kept.is_file() else {}
-    if found.get("key") != key:
+
+    def measure() -> dict[str, dict[str, float]]:
         reference = Reference(model, choosing)
         with TerminalProgress() as progress:
             count = len(ways) * len(measured_widths(widths))
             progress.begin("Measuring modules", total=count, unit="measurements")
             measured = sensitivities(model, reference, ways, dtype, progress)
-        costs = {
-            path: {str(c.placement.bits): np.mean(list(c.costs.values())) for c in candidates}
+        return {
+            path: {str(c.placement.bits): fmean(c.costs.values()) for c in candidates}
             for path, candidates in measured.items()
         }
-        found = {"key": key, "costs": costs}
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        kept.write_text(json.dumps(found))
+
+    costs = kept.get("costs", measure)
     return {
-        path: [(way, found["costs"][path][str(way.bits)]) for way in placements]
+        path: [(way, costs[path][str(way.bits)]) for way in placements]
         for path, placements in ways.items()
     }
 
@@ -245,27 +289,53 @@ def rows(choosing: Mapping[str, Sequence[Window]]) -> mx.array:
     return mx.array([tokens[:length] for tokens in windows])
 
 
-def gptq_row(
-    opened: Opened,
-    model: nn.Module,
-    reference: Reference,
-    choosing: Mapping[str, Sequence[Window]],
-    costs: Costs,
-    dtype: mx.Dtype,
-) -> str:
-    """mlx-lm's GPTQ: other weights at one width, so that its model is read itself."""
-    other = load_lazily(opened.folder, opened.bridge, opened.declared)
-    other.set_dtype(mx.float32)
-    done, config = gptq_quantize(other, rows(choosing), 4, 64, 6, 64, batch_size=1)
-    wide = [path for path, value in config.items() if isinstance(value, dict)]
-    modules = {f"^{path}$": 6 for path in wide}
-    recipe = Recipe(name="gptq, 4 bits", bits_low=4, bits_high=4, period=0, modules=modules)
-    plan = opened.plan(recipe)
-    chosen = cheapest(costs, plan.bytes, plan.placements)
-    with replaced(model, read_back(done)):
-        fixed = reference.divergence(model)
-    auto = divergences(model, reference, chosen, dtype)
-    return row(recipe.name, plan.bits_per_weight, fixed, auto)
+def as_recipe(chosen: Sequence[Placement]) -> Recipe:
+    """Chosen widths as a recipe."""
+    bits = {p.path: p.bits or 0 for p in chosen}
+    usual = max(Counter(bits.values()).items(), key=lambda item: item[1])[0]
+    modules = {f"^{re.escape(path)}$": width for path, width in bits.items() if width != usual}
+    return Recipe(name="auto", bits_low=usual, bits_high=usual, period=0, modules=modules)
+
+
+def better(
+    opened: Opened, calibration: Calibration, plan: ExportPlan, rounding: Rounding
+) -> dict[str, np.ndarray]:
+    """KL by window of each text that is reported on, of a plan with `--rounding`."""
+    model = load_lazily(opened.folder, opened.bridge, opened.declared)
+    if rounding != "nearest":
+        round_better(model, plan, rounding, calibration, SILENT)
+    plan.quantize(model)
+    reference = Reference(calibration.model, calibration.reporting)
+    with replaced(calibration.model, read_back(model)):
+        return reference.divergence(calibration.model)
+
+
+@dataclass(frozen=True)
+class Other:
+    """A quantization of mlx-lm that makes other weights. recipe: of its size. quantized: from the
+    whole model and [windows, tokens] to read."""
+
+    recipe: Recipe
+    quantized: Callable[[Any, mx.array], nn.Module]
+
+
+def _gptq(model: Any, read: mx.array) -> nn.Module:
+    return gptq_quantize(model, read, 4, 64, 6, 64, batch_size=1)[0]
+
+
+def _awq(model: Any, read: mx.array) -> nn.Module:
+    config = AWQ_MODEL_CONFIGS[model.model_type]
+    awq_quantize(model, read, config, group_size=64, bits=4, embed_group_size=64, embed_bits=4)
+    return model
+
+
+_HEAD_6 = {r"embed_tokens$|lm_head$": 6}
+OTHERS = {
+    "gptq, 4 bits": Other(
+        Recipe(name="gptq", bits_low=4, bits_high=4, period=0, modules=_HEAD_6), _gptq
+    ),
+    "awq, 4 bits": Other(parse_recipe("q4"), _awq),
+}
 
 
 if __name__ == "__main__":

@@ -17,15 +17,12 @@ from pathlib import Path
 import click
 import numpy as np
 from pages import show, write_option
-from quant_auto import BASES, CACHE, TOYS, calibration_of, change, source
+from quant_auto import BASES, CACHE, TOYS, better, calibration_of, change, source
 
-from mergekit_yoyo.mlx.better import Rounding, round_better
-from mergekit_yoyo.mlx.calibration import Calibration, read_back, replaced
-from mergekit_yoyo.mlx.divergence import Reference
+from mergekit_yoyo.mlx.better import Rounding
+from mergekit_yoyo.mlx.calibration import Calibration
 from mergekit_yoyo.mlx.opening import Opened, open_checkpoint
 from mergekit_yoyo.mlx.plan import ExportPlan
-from mergekit_yoyo.mlx.weights import load_lazily
-from mergekit_yoyo.progress import SILENT
 
 RECIPES = ("q3", "q4", "q4-hi", "qx64", "q6", "mxfp4")
 ROUNDINGS: tuple[Rounding, ...] = ("search", "feedback")
@@ -83,13 +80,7 @@ def divergence(
 ) -> np.ndarray:
     """By window of the text that is reported on."""
     started = time.monotonic()
-    model = load_lazily(opened.folder, opened.bridge, opened.declared)
-    if rounding != "nearest":
-        round_better(model, plan, rounding, calibration, SILENT)
-    plan.quantize(model)
-    reference = Reference(calibration.model, calibration.reporting)
-    with replaced(calibration.model, read_back(model)):
-        found = np.concatenate(list(reference.divergence(calibration.model).values()))
+    found = np.concatenate(list(better(opened, calibration, plan, rounding).values()))
     click.echo(f"{plan.recipe.name}, {rounding}: {time.monotonic() - started:.0f} s", err=True)
     return found
 
