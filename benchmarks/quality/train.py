@@ -28,7 +28,7 @@ TRIED_BLOCKS = 8  # of held-out text, for a rate of learning
 
 def expert_folder(base: str, domain: str, cache: Path) -> Path:
     """The expert of a domain, trained if it is missing."""
-    folder = cache / base / domain if BASES[base].packages else EXPERTS / domain
+    folder = cache / base / domain if BASES[base].rate else EXPERTS / domain
     if (folder / "model.safetensors").is_file():
         return folder
     model, tokenizer = trained(base, domain, cache, BASES[base].rate)
