@@ -40,6 +40,7 @@ REAL = ("smollm2-135m", "gemma3-270m")
 BLOCKS = 8
 SMALL_BLOCKS = 2
 SEED = 5
+MARKS = ("linear", "recall, base as anchor")  # what rows are compared with
 GROUPS = ("ours", "mergekit's", "of papers")
 
 
@@ -76,15 +77,18 @@ def grams(base: str, domain: str, cache: Path) -> Weights:
     return found
 
 
-def against(losses: Losses, linear: Losses, domains: tuple[str, ...]) -> tuple[float, float]:
-    """The mean difference from linear, and its error; a block of each domain is one observation."""
-    off = np.mean([np.subtract(losses[d], linear[d]) for d in domains], axis=0)
-    return float(off.mean()), float(off.std(ddof=1) / len(off) ** 0.5)
+def against(losses: Losses, other: Losses, domains: tuple[str, ...]) -> str:
+    """The mean difference from another row, and its error; a block of each domain is one
+    observation. Nothing for the row itself."""
+    if losses is other:
+        return ""
+    off = np.mean([np.subtract(losses[d], other[d]) for d in domains], axis=0)
+    return f"{off.mean():+.4f} ± {off.std(ddof=1) / len(off) ** 0.5:.4f}"
 
 
 def table(results: Mapping[str, Losses], domains: tuple[str, ...]) -> list[str]:
-    """Losses by domain, their mean, and its difference from linear with a paired error: inputs
-    first, then all methods, the best first."""
+    """Losses by domain, their mean, and its differences from linear and from recall with paired
+    errors: inputs first, then all methods, the best first."""
     inputs = ["base alone", *(f"expert: {domain}" for domain in domains)]
     rows = [("input", label, results[label]) for label in inputs]
     merged = []
@@ -96,16 +100,15 @@ def table(results: Mapping[str, Losses], domains: tuple[str, ...]) -> list[str]:
             merged.append((GROUPS[method.group], label, tried[best]))
     merged.sort(key=lambda row: mean_of(row[2]))
     lines = [
-        f"| | whose | {' | '.join(domains)} | mean | against linear |",
-        "|---|---|" + "---:|" * (len(domains) + 2),
+        f"| | whose | {' | '.join(domains)} | mean | {' | '.join(f'against {x}' for x in MARKS)} |",
+        "|---|---|" + "---:|" * (len(domains) + 1 + len(MARKS)),
     ]
     for whose, label, losses in [*rows, *merged]:
-        off, error = against(losses, results["linear"], domains)
         cells = [f"{np.mean(losses[domain]):.4f}" for domain in domains]
-        shown = "" if label == "linear" else f"{off:+.4f} ± {error:.4f}"
-        name = f"**{label}**" if whose == "ours" else label
         cells.append(f"{mean_of(losses):.4f}")
-        lines.append(f"| {name} | {whose} | {' | '.join(cells)} | {shown} |")
+        cells += [against(losses, results[mark], domains) for mark in MARKS]
+        name = f"**{label}**" if whose == "ours" else label
+        lines.append(f"| {name} | {whose} | {' | '.join(cells)} |")
     return lines
 
 
