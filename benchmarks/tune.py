@@ -1,25 +1,28 @@
 """`tune` put to the test: its choice from text that the models wrote, on text that they did not.
 
     python benchmarks/tune.py --write                            # the shipped experts, ten minutes
-    python benchmarks/tune.py --experts DIR --held-out DIR --name NAME --write
+    python benchmarks/tune.py --base smollm2-135m --samples 32 --tokens 96 --windows 8 --write
 
 For each merge the option is tuned twice: from text that the models wrote, and with `--text` from
 the first half of the held-out text. Then the given YAML, `linear`, both tuned YAMLs and a scan of
 the option are merged by mergekit and read the second half (mean loss over the domains, nats a
-token). "best of the scan" is what no user can know. DIR of experts holds `base` and a folder a
-domain, DIR of held-out text a NAME.txt a domain.
+token). "best of the scan" is what no user can know. The real experts are those of
+`benchmarks/quality/train.py`; finished rows stay in their cache.
 """
 
+import json
+import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
 import yaml
-from held_out import EXPERTS, HELD_OUT
+from held_out import HELD_OUT, QUICKSTART
 from mergekit.config import MergeConfiguration
 from mergekit.merge import run_merge
 from mergekit.options import MergeOptions
@@ -33,9 +36,16 @@ from mergekit_yoyo.tuning import Search, Texts, tune
 from mergekit_yoyo.tuning.divergence import samples
 from mergekit_yoyo.tuning.subjects import load_model
 
+sys.path.insert(0, str(Path(__file__).resolve().parent / "quality"))
+from models import BASES, CACHE, DOMAINS, base_folder, texts_of
+from train import expert_folder
+
+TOYS = "toys"
 WINDOW = 256
 LEVELS = (0.2, 0.35, 0.5, 0.65, 0.8, 1.0, 1.3)
 STRENGTHS = (0.05, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0)
+
+Cell = tuple[Any, float]  # a value of the option, and the loss
 
 
 @dataclass(frozen=True)
@@ -122,11 +132,17 @@ class Reader:
         return float(np.mean(means))
 
 
-def halved(held_out: Path, domains: Sequence[str], folder: Path) -> list[dict[str, Path]]:
+def held_out(base: str, domain: str, cache: Path) -> str:
+    """Text that no expert was trained on."""
+    if base == TOYS:
+        return (HELD_OUT / f"{domain}.txt").read_text(encoding="utf-8")
+    return texts_of(domain, cache)[1]
+
+
+def halved(texts: Mapping[str, str], folder: Path) -> list[dict[str, Path]]:
     """The first and the second half of each domain's text, as files."""
     halves: list[dict[str, Path]] = [{}, {}]
-    for domain in domains:
-        text = (held_out / f"{domain}.txt").read_text(encoding="utf-8")
+    for domain, text in texts.items():
         middle = text.rfind("\n", 0, len(text) // 2)
         for number, part in enumerate((text[:middle], text[middle:])):
             halves[number][domain] = folder / f"{domain}-{number}.txt"
@@ -134,67 +150,102 @@ def halved(held_out: Path, domains: Sequence[str], folder: Path) -> list[dict[st
     return halves
 
 
+class Rows:
+    """The finished cells of a table, kept in a file."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._found = json.loads(file.read_text()) if file.is_file() else {}
+
+    def cell(self, label: str, make: Callable[[], Cell]) -> Cell:
+        """The value of the option and the loss, made if it is not kept."""
+        if label not in self._found:
+            self._found[label] = make()
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            self._file.write_text(json.dumps(self._found))
+            click.echo(f"{label}: {self._found[label]}", err=True)
+        value, loss = self._found[label]
+        return value, loss
+
+
+@dataclass(frozen=True)
+class Trial:
+    """The experts of a base, and what their merges read. sources: of text to tune by, by name."""
+
+    models: Sequence[Path]
+    reader: Reader
+    rows: Rows
+    sources: Mapping[str, Texts]
+    folder: Path
+
+    def _yaml(self, method: Mapping[str, Any]) -> dict[str, Any]:
+        return {"models": [{"model": str(m)} for m in self.models], "dtype": "bfloat16", **method}
+
+    def _at(self, case: Case, value: float) -> Cell:
+        parameters = {**case.method["parameters"], case.option: value}
+        return value, self._loss({**case.method, "parameters": parameters})
+
+    def _loss(self, method: Mapping[str, Any]) -> float:
+        return self.reader.loss(self._yaml(method), self.folder)
+
+    def _tuned(self, case: Case, texts: Texts) -> Cell:
+        file, out = self.folder / "merge.yml", self.folder / "tuned.yml"
+        file.write_text(yaml.safe_dump(self._yaml(case.method)))
+        how = Search(move=[case.option], candidates=20, beside=False, fresh=True)
+        value = tune(file, out, merge, texts, how).outcome.setting[case.option]
+        return value, self.reader.loss(yaml.safe_load(out.read_text()), self.folder)
+
+    def row(self, case: Case) -> str:
+        """A line of the table."""
+        average = {"merge_method": "linear", "parameters": {"weight": 1.0}}
+        _, linear = self.rows.cell("linear", lambda: (None, self._loss(average)))
+        _, given = self.rows.cell(f"{case.label}: given", lambda: (None, self._loss(case.method)))
+        cells = [f"{given:.4f}", f"{linear:.4f}"]
+        for name, texts in self.sources.items():
+            make = partial(self._tuned, case, texts)
+            value, loss = self.rows.cell(f"{case.label}: tuned, {name}", make)
+            cells.append(f"{loss:.4f} at {value}")
+        scan = [
+            self.rows.cell(f"{case.label}: {v:g}", partial(self._at, case, v)) for v in case.scan
+        ]
+        value, loss = min(scan, key=lambda cell: cell[1])
+        cells.append(f"{loss:.4f} at {value:g}")
+        return f"| {case.label} | `{case.option}` | {' | '.join(cells)} |"
+
+
 @click.command(help=__doc__.split("\n\n")[0])
-@click.option("--experts", type=click.Path(path_type=Path), default=EXPERTS)
-@click.option("--held-out", type=click.Path(path_type=Path), default=HELD_OUT)
-@click.option("--domains", default="code,german,manual", help="Folders of experts, by commas.")
-@click.option("--name", default="toys", help="What the experts are, for the table.")
+@click.option("--base", type=click.Choice(list(BASES)), default=TOYS, show_default=True)
 @click.option("--samples", "count", default=64, type=int)
 @click.option("--tokens", default=128, type=int)
 @click.option("--windows", default=48, type=int, help="Of held-out text, a domain, at most.")
+@click.option("--cache", type=click.Path(path_type=Path), default=CACHE, show_default=True)
 @write_option
-def main(
-    experts: Path,
-    held_out: Path,
-    domains: str,
-    name: str,
-    count: int,
-    tokens: int,
-    windows: int,
-    write: bool,
-) -> None:
+def main(base: str, count: int, tokens: int, windows: int, cache: Path, write: bool) -> None:
     transformers_logging.disable_progress_bar()
-    names = domains.split(",")
-    models = [{"model": str(experts / domain)} for domain in names]
-    lines = [
-        "| merge | option | given | linear | tuned, the models' own text | tuned, `--text` | "
-        "best of the scan |",
-        "|---|---|---:|---:|---:|---:|---:|",
-    ]
-    common = {"models": models, "dtype": "bfloat16"}
+    domains = QUICKSTART if base == TOYS else DOMAINS[:3]
+    models = [expert_folder(base, domain, cache) for domain in domains]
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        given_text, read_text = halved(held_out, names, folder)
-        reader = Reader(read_text, experts / names[0], windows)
-        linear = reader.loss(
-            {**common, "merge_method": "linear", "parameters": {"weight": 1.0}}, folder
+        texts = {domain: held_out(base, domain, cache) for domain in domains}
+        given, read = halved(texts, folder)
+        writing, kept = Writing(count, tokens), cache / base
+        trial = Trial(
+            models,
+            Reader(read, models[0], windows),
+            Rows(kept / f"tune-{count}-{tokens}-{windows}.json"),
+            {
+                name: Texts(files, kept / "tune-texts", writing, tokens, count)
+                for name, files in (("own", {}), ("given", given))
+            },
+            folder,
         )
-        writing = Writing(count, tokens)
-        sources = [
-            Texts(files, folder / "texts", writing, tokens, count) for files in ({}, given_text)
+        lines = [
+            "| merge | option | given | linear | tuned, the models' own text | tuned, `--text` | "
+            "best of the scan |",
+            "|---|---|---:|---:|---:|---:|---:|",
+            *map(trial.row, cases(base_folder(base, cache))),
         ]
-        for case in cases(experts / "base"):
-            file, out = folder / "merge.yml", folder / "tuned.yml"
-            data = {**common, **case.method}
-            file.write_text(yaml.safe_dump(data))
-            cells = [f"{reader.loss(data, folder):.4f}", f"{linear:.4f}"]
-            for texts in sources:
-                how = Search(move=[case.option], candidates=20, beside=False, fresh=True)
-                done = tune(file, out, merge, texts, how)
-                loss = reader.loss(yaml.safe_load(out.read_text()), folder)
-                cells.append(f"{loss:.4f} at {done.outcome.setting[case.option]}")
-            scan = {}
-            for value in case.scan:
-                parameters = {**case.method["parameters"], case.option: value}
-                scan[value] = reader.loss({**data, "parameters": parameters}, folder)
-            best = min(scan, key=lambda value: scan[value])
-            cells.append(f"{scan[best]:.4f} at {best:g}")
-            lines.append(f"| {case.label} | `{case.option}` | {' | '.join(cells)} |")
-            click.echo(lines[-1], err=True)
-    if name == "toys":
-        show(lines, "tune.md", "tune-toys", write=write)
-    else:
-        show([f"{name}:", "", *lines], "tune.md", "tune-real", write=write)
+    show(lines, "tune.md", f"tune-{base}", write=write)
 
 
 if __name__ == "__main__":
