@@ -35,8 +35,9 @@ class Base:
 
     Attributes:
         packages: of PyPI, that hold it, in order of its parts; none: it is here.
-        rate: of learning, with which its experts are trained: that of 2e-4, 1e-4, 5e-5 and 2.5e-5
-            after which the expert of code reads held-out code best (`train.py --try-rate`).
+        rate: of learning, with which its experts are trained: the best for held-out code of those
+            that were tried with `train.py --try-rate`, before any merge (SmolLM2: 2e-4, 1e-4, 5e-5;
+            Gemma: 5e-5, 2.5e-5).
     """
 
     name: str
