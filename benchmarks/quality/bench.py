@@ -127,7 +127,7 @@ class Table:
 
     @property
     def name(self) -> str:
-        return f"quality-{self.base}-{self.count}{'-broken' if self.spoiled else ''}"
+        return f"{self.base}-{self.count}{'-broken' if self.spoiled else ''}"
 
     @property
     def domains(self) -> tuple[str, ...]:
@@ -136,7 +136,7 @@ class Table:
     def kept(self, cache: Path) -> Path:
         """The rows so far."""
         small = "-small" if self.small else ""
-        return cache / f"results{self.name.removeprefix('quality')}{small}.json"
+        return cache / f"results-{self.name}{small}.json"
 
     def takes(self, method: Method) -> bool:
         """Whether a method stands in it."""
@@ -215,7 +215,9 @@ def main(
         for broke in (False, True) if spoiled is None else (spoiled,):
             wanted = Table(base, count, broke, small)
             results = fill(wanted, methods, cache)
-            show(table(results, wanted.domains), "quality.md", wanted.name, write=write)
+            show(
+                table(results, wanted.domains), "quality.md", f"quality-{wanted.name}", write=write
+            )
 
 
 if __name__ == "__main__":
