@@ -13,7 +13,6 @@ cache.
 On Linux preload OpenBLAS (docs/mlx.md): mlx's own BLAS is too slow for a real model.
 """
 
-import json
 import re
 import subprocess
 import sys
@@ -30,6 +29,7 @@ import click
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
+from kept import Kept
 from mlx_lm.convert import mixed_quant_predicate_builder
 from mlx_lm.quant.awq import AWQ_MODEL_CONFIGS, awq_quantize
 from mlx_lm.quant.dynamic_quant import estimate_sensitivities, estimate_threshold
@@ -51,9 +51,8 @@ from mergekit_yoyo.text import Text, Window, token_windows
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks" / "quality"))
-from models import BASES, CACHE, base_folder, off_grid, texts_of  # noqa: E402
+from models import BASES, CACHE, TOYS, base_folder, held_out, off_grid, texts_of  # noqa: E402
 
-TOYS = "toys"
 FIXED = ("q3", "qx43", "q4", "q4-hi", "qx64p4", "qx64", "qx64-hi", "q6", "qx86p4", "qx86", "q8")
 MIXED = ("mixed_3_4", "mixed_3_6", "mixed_4_6")
 DYNAMIC = "dynamic_quant, 5 bits"
@@ -61,7 +60,7 @@ LENGTH = 256
 
 
 @click.command(help=__doc__.split("\n\n")[0])
-@click.option("--base", type=click.Choice([TOYS, *BASES]), default=TOYS, show_default=True)
+@click.option("--base", type=click.Choice(list(BASES)), default=TOYS, show_default=True)
 @click.option("--domain", "domains", multiple=True, default=("code", "german"), show_default=True)
 @click.option("--windows", default=8, show_default=True, help="Of 256 tokens, to choose by.")
 @click.option("--least", default=3, show_default=True, help="The narrowest width in play.")
@@ -81,7 +80,8 @@ def main(
     with tempfile.TemporaryDirectory() as place:
         opened = open_checkpoint(source(base, Path(place), cache))
         calibration = calibration_of(opened, base, domains, (windows, reported), cache)
-        kept = Kept(cache / base / "quant-auto.json", [base, domains, windows, least, reported])
+        settings = "-".join(map(str, (*domains, windows, least, reported)))
+        kept = Kept(cache / base / f"quant-auto-{settings}.json")
         lines = table(opened, calibration, widths, kept)
     show(lines, "mlx.md", f"quant-auto-{base}", write=write)
 
@@ -99,7 +99,7 @@ def texts(base: str, domain: str, cache: Path) -> tuple[str, str]:
     """Text to choose by and text to report on."""
     if base != TOYS:
         return texts_of(domain, cache)
-    text = (ROOT / "examples" / "held_out" / f"{domain}.txt").read_text(encoding="utf-8")
+    text = held_out(base, domain, cache)
     return text[: len(text) // 2], text[len(text) // 2 :]
 
 
@@ -112,29 +112,14 @@ def calibration_of(
         for found, text, most in zip(parts, texts(base, domain, cache), counts, strict=True):
             tokenizer = opened.tokenizer._tokenizer
             found[domain] = token_windows(Text(domain, (text,)), tokenizer, LENGTH, most)
+    return Calibration(whole(opened), *parts, ())
+
+
+def whole(opened: Opened) -> nn.Module:
+    """The model in float32."""
     model = load_lazily(opened.folder, opened.bridge, opened.declared)
     model.set_dtype(mx.float32)
-    return Calibration(model, *parts, ())
-
-
-class Kept:
-    """What earlier runs of the same settings have measured."""
-
-    def __init__(self, file: Path, settings: Sequence[object]) -> None:
-        self._file = file
-        self._settings = json.dumps(settings)
-        self._found = json.loads(file.read_text()) if file.is_file() else {}
-
-    def get(self, label: str, make: Callable[[], Any]) -> Any:
-        """A part by name, made if it is not there."""
-        part = self._found.setdefault(self._settings, {})
-        if label not in part:
-            part[label] = make()
-            self._file.parent.mkdir(parents=True, exist_ok=True)
-            self._file.write_text(json.dumps(self._found))
-            if isinstance(part[label], str):
-                click.echo(part[label], err=True)
-        return part[label]
+    return model
 
 
 def table(opened: Opened, calibration: Calibration, widths: Sequence[int], kept: Kept) -> list[str]:
@@ -166,16 +151,18 @@ def table(opened: Opened, calibration: Calibration, widths: Sequence[int], kept:
 
     def rounded(name: str, other: Other) -> str:
         plan = opened.plan(other.recipe)
-        whole = load_lazily(opened.folder, opened.bridge, opened.declared)
-        whole.set_dtype(mx.float32)
-        found = reference.divergence(other.quantized(whole, rows(choosing)))
+        found = reference.divergence(other.quantized(whole(opened), rows(choosing)))
         auto = opened.plan(as_recipe(cheapest(costs, plan.bytes, plan.placements)))
-        best = better(opened, calibration, auto, "feedback")
+        best = better(opened, calibration, reference, auto, "feedback")
         return row(f"{name}; auto with feedback", plan.bits_per_weight, found, best)
 
-    lines += [kept.get(name, partial(fixed, recipe)) for name, recipe in recipes.items()]
-    lines += [kept.get(name, partial(rounded, name, other)) for name, other in OTHERS.items()]
-    return [line for line in lines if line]
+    makes = {name: partial(fixed, recipe) for name, recipe in recipes.items()}
+    makes |= {name: partial(rounded, name, other) for name, other in OTHERS.items()}
+    for name, make in makes.items():
+        if line := kept.get(name, make):
+            lines.append(line)
+            click.echo(line, err=True)
+    return lines
 
 
 def row(
@@ -278,7 +265,12 @@ def by_predicate(name: str, model: nn.Module, predicate: object, usual: int) -> 
         if hasattr(module, "to_quantized"):
             found = predicate(path, module)  # type: ignore[operator]
             bits[path] = found["bits"] if isinstance(found, dict) else usual
-    modules = {f"^{path}$": width for path, width in bits.items() if width != usual}
+    return of_bits(name, bits, usual)
+
+
+def of_bits(name: str, bits: Mapping[str, int], usual: int) -> Recipe:
+    """A recipe of widths by module path."""
+    modules = {f"^{re.escape(path)}$": width for path, width in bits.items() if width != usual}
     return Recipe(name=name, bits_low=usual, bits_high=usual, period=0, modules=modules)
 
 
@@ -292,20 +284,21 @@ def rows(choosing: Mapping[str, Sequence[Window]]) -> mx.array:
 def as_recipe(chosen: Sequence[Placement]) -> Recipe:
     """Chosen widths as a recipe."""
     bits = {p.path: p.bits or 0 for p in chosen}
-    usual = max(Counter(bits.values()).items(), key=lambda item: item[1])[0]
-    modules = {f"^{re.escape(path)}$": width for path, width in bits.items() if width != usual}
-    return Recipe(name="auto", bits_low=usual, bits_high=usual, period=0, modules=modules)
+    return of_bits("auto", bits, Counter(bits.values()).most_common(1)[0][0])
 
 
 def better(
-    opened: Opened, calibration: Calibration, plan: ExportPlan, rounding: Rounding
+    opened: Opened,
+    calibration: Calibration,
+    reference: Reference,
+    plan: ExportPlan,
+    rounding: Rounding,
 ) -> dict[str, np.ndarray]:
-    """KL by window of each text that is reported on, of a plan with `--rounding`."""
+    """KL by window of each text of the reference, of a plan with `--rounding`."""
     model = load_lazily(opened.folder, opened.bridge, opened.declared)
     if rounding != "nearest":
         round_better(model, plan, rounding, calibration, SILENT)
     plan.quantize(model)
-    reference = Reference(calibration.model, calibration.reporting)
     with replaced(calibration.model, read_back(model)):
         return reference.divergence(calibration.model)
 

@@ -21,6 +21,7 @@ from quant_auto import CACHE, TOYS, calibration_of, change, source
 from quant_rounding import divergence
 
 from mergekit_yoyo.mlx import better, rounding
+from mergekit_yoyo.mlx.divergence import Reference
 from mergekit_yoyo.mlx.opening import open_checkpoint
 from mergekit_yoyo.mlx.rounding import Floats, Rounded, fed_forward
 
@@ -65,14 +66,15 @@ def main(write: bool) -> None:
     with tempfile.TemporaryDirectory() as place:
         opened = open_checkpoint(source(TOYS, Path(place), CACHE))
         calibration = calibration_of(opened, TOYS, DOMAINS, (WINDOWS, WINDOWS), CACHE)
+        reference = Reference(calibration.model, calibration.reporting)
         lines = [f"| recipe | search | {' | '.join(WAYS)} |", f"|---|---:|{'---:|' * len(WAYS)}"]
         for recipe in RECIPES:
             plan = opened.plan(recipe)
-            before = divergence(opened, calibration, plan, "nearest")
-            cells = [change(divergence(opened, calibration, plan, "search"), before)]
+            before = divergence(opened, calibration, reference, plan, "nearest")
+            cells = [change(divergence(opened, calibration, reference, plan, "search"), before)]
             for way in WAYS.values():
                 with feeding(way):
-                    found = divergence(opened, calibration, plan, "feedback")
+                    found = divergence(opened, calibration, reference, plan, "feedback")
                 cells.append(change(found, before))
             lines.append(f"| {recipe} | {' | '.join(cells)} |")
     show(lines, "mlx.md", "quant-parts", write=write)

@@ -21,6 +21,7 @@ from quant_auto import BASES, CACHE, TOYS, better, calibration_of, change, sourc
 
 from mergekit_yoyo.mlx.better import Rounding
 from mergekit_yoyo.mlx.calibration import Calibration
+from mergekit_yoyo.mlx.divergence import Reference
 from mergekit_yoyo.mlx.opening import Opened, open_checkpoint
 from mergekit_yoyo.mlx.plan import ExportPlan
 
@@ -29,7 +30,7 @@ ROUNDINGS: tuple[Rounding, ...] = ("search", "feedback")
 
 
 @click.command(help=__doc__.split("\n\n")[0])
-@click.option("--base", type=click.Choice([TOYS, *BASES]), default=TOYS, show_default=True)
+@click.option("--base", type=click.Choice(list(BASES)), default=TOYS, show_default=True)
 @click.option("--domain", "domains", multiple=True, default=("code", "german"), show_default=True)
 @click.option("--windows", default=8, show_default=True, help="Of 256 tokens, for the moments.")
 @click.option("--reported", default=8, show_default=True, help="Windows of the table.")
@@ -48,17 +49,18 @@ def main(
     with tempfile.TemporaryDirectory() as place:
         opened = open_checkpoint(source(base, Path(place), cache))
         calibration = calibration_of(opened, base, domains, (windows, reported), cache)
+        reference = Reference(calibration.model, calibration.reporting)
         lines = [
             "| recipe | bits per weight | nearest | search | change | feedback | change |",
             "|---|---:|---:|---:|---:|---:|---:|",
         ]
         for recipe in recipes:
-            lines.append(row(opened, calibration, recipe))
+            lines.append(row(opened, calibration, reference, recipe))
             click.echo(lines[-1], err=True)
     show(lines, "mlx.md", f"quant-rounding-{base}", write=write)
 
 
-def row(opened: Opened, calibration: Calibration, recipe: str) -> str:
+def row(opened: Opened, calibration: Calibration, reference: Reference, recipe: str) -> str:
     """KL by rounding."""
     plan = opened.plan(recipe)
     cells, before = [], np.zeros(0)
@@ -66,7 +68,7 @@ def row(opened: Opened, calibration: Calibration, recipe: str) -> str:
         if rounding == "feedback" and plan.recipe.mode != "affine":
             cells += ["", ""]
             continue
-        found = divergence(opened, calibration, plan, rounding)
+        found = divergence(opened, calibration, reference, plan, rounding)
         cells.append(f"{found.mean():.2g}")
         if rounding == "nearest":
             before = found
@@ -76,11 +78,15 @@ def row(opened: Opened, calibration: Calibration, recipe: str) -> str:
 
 
 def divergence(
-    opened: Opened, calibration: Calibration, plan: ExportPlan, rounding: Rounding
+    opened: Opened,
+    calibration: Calibration,
+    reference: Reference,
+    plan: ExportPlan,
+    rounding: Rounding,
 ) -> np.ndarray:
-    """By window of the text that is reported on."""
+    """By window of the reference."""
     started = time.monotonic()
-    found = np.concatenate(list(better(opened, calibration, plan, rounding).values()))
+    found = np.concatenate(list(better(opened, calibration, reference, plan, rounding).values()))
     click.echo(f"{plan.recipe.name}, {rounding}: {time.monotonic() - started:.0f} s", err=True)
     return found
 

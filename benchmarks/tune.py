@@ -1,7 +1,7 @@
 """`tune` put to the test: its choice from text that the models wrote, on text that they did not.
 
     python benchmarks/tune.py --write                            # the shipped experts, ten minutes
-    python benchmarks/tune.py --base smollm2-135m --samples 32 --tokens 96 --windows 8 --write
+    python benchmarks/tune.py --base smollm2-135m --samples 16 --tokens 96 --windows 6 --write
 
 For each merge the option is tuned twice: from text that the models wrote, and with `--text` from
 the first half of the held-out text. Then the given YAML, `linear`, both tuned YAMLs and a scan of
@@ -10,7 +10,6 @@ token). "best of the scan" is what no user can know. The real experts are those 
 `benchmarks/quality/train.py`; finished rows stay in their cache.
 """
 
-import json
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +21,8 @@ from typing import Any
 import click
 import numpy as np
 import yaml
-from held_out import HELD_OUT, QUICKSTART
+from held_out import QUICKSTART
+from kept import Kept
 from mergekit.config import MergeConfiguration
 from mergekit.merge import run_merge
 from mergekit.options import MergeOptions
@@ -37,10 +37,9 @@ from mergekit_yoyo.tuning.divergence import samples
 from mergekit_yoyo.tuning.subjects import load_model
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "quality"))
-from models import BASES, CACHE, DOMAINS, base_folder, texts_of
+from models import BASES, CACHE, DOMAINS, TOYS, base_folder, held_out
 from train import expert_folder
 
-TOYS = "toys"
 WINDOW = 256
 LEVELS = (0.2, 0.35, 0.5, 0.65, 0.8, 1.0, 1.3)
 STRENGTHS = (0.05, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0)
@@ -132,13 +131,6 @@ class Reader:
         return float(np.mean(means))
 
 
-def held_out(base: str, domain: str, cache: Path) -> str:
-    """Text that no expert was trained on."""
-    if base == TOYS:
-        return (HELD_OUT / f"{domain}.txt").read_text(encoding="utf-8")
-    return texts_of(domain, cache)[1]
-
-
 def halved(texts: Mapping[str, str], folder: Path) -> list[dict[str, Path]]:
     """The first and the second half of each domain's text, as files."""
     halves: list[dict[str, Path]] = [{}, {}]
@@ -150,31 +142,13 @@ def halved(texts: Mapping[str, str], folder: Path) -> list[dict[str, Path]]:
     return halves
 
 
-class Rows:
-    """The finished cells of a table, kept in a file."""
-
-    def __init__(self, file: Path) -> None:
-        self._file = file
-        self._found = json.loads(file.read_text()) if file.is_file() else {}
-
-    def cell(self, label: str, make: Callable[[], Cell]) -> Cell:
-        """The value of the option and the loss, made if it is not kept."""
-        if label not in self._found:
-            self._found[label] = make()
-            self._file.parent.mkdir(parents=True, exist_ok=True)
-            self._file.write_text(json.dumps(self._found))
-            click.echo(f"{label}: {self._found[label]}", err=True)
-        value, loss = self._found[label]
-        return value, loss
-
-
 @dataclass(frozen=True)
 class Trial:
     """The experts of a base, and what their merges read. sources: of text to tune by, by name."""
 
     models: Sequence[Path]
     reader: Reader
-    rows: Rows
+    kept: Kept
     sources: Mapping[str, Texts]
     folder: Path
 
@@ -195,19 +169,23 @@ class Trial:
         value = tune(file, out, merge, texts, how).outcome.setting[case.option]
         return value, self.reader.loss(yaml.safe_load(out.read_text()), self.folder)
 
+    def _cell(self, label: str, make: Callable[[], Cell]) -> Cell:
+        """The value of the option and the loss."""
+        value, loss = self.kept.get(label, make)
+        click.echo(f"{label}: {loss:.4f} at {value}", err=True)
+        return value, loss
+
     def row(self, case: Case) -> str:
         """A line of the table."""
         average = {"merge_method": "linear", "parameters": {"weight": 1.0}}
-        _, linear = self.rows.cell("linear", lambda: (None, self._loss(average)))
-        _, given = self.rows.cell(f"{case.label}: given", lambda: (None, self._loss(case.method)))
+        _, linear = self._cell("linear", lambda: (None, self._loss(average)))
+        _, given = self._cell(f"{case.label}: given", lambda: (None, self._loss(case.method)))
         cells = [f"{given:.4f}", f"{linear:.4f}"]
         for name, texts in self.sources.items():
             make = partial(self._tuned, case, texts)
-            value, loss = self.rows.cell(f"{case.label}: tuned, {name}", make)
+            value, loss = self._cell(f"{case.label}: tuned, {name}", make)
             cells.append(f"{loss:.4f} at {value}")
-        scan = [
-            self.rows.cell(f"{case.label}: {v:g}", partial(self._at, case, v)) for v in case.scan
-        ]
+        scan = [self._cell(f"{case.label}: {v:g}", partial(self._at, case, v)) for v in case.scan]
         value, loss = min(scan, key=lambda cell: cell[1])
         cells.append(f"{loss:.4f} at {value:g}")
         return f"| {case.label} | `{case.option}` | {' | '.join(cells)} |"
@@ -232,7 +210,7 @@ def main(base: str, count: int, tokens: int, windows: int, cache: Path, write: b
         trial = Trial(
             models,
             Reader(read, models[0], windows),
-            Rows(kept / f"tune-{count}-{tokens}-{windows}.json"),
+            Kept(kept / f"tune-{count}-{tokens}-{windows}.json"),
             {
                 name: Texts(files, kept / "tune-texts", writing, tokens, count)
                 for name, files in (("own", {}), ("given", given))

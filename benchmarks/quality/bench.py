@@ -5,13 +5,12 @@
     python benchmarks/quality/bench.py --small -k 3 --base smollm2-135m     # a look: minutes
 
 Trains what is missing (`train.py`), merges in memory by the methods of `methods.py`, rounds to
-bfloat16 as `mergekit-yaml` would, and prints the mean loss (nats a token) with the error of its
-difference from `linear`, paired over blocks. Every row is kept in the cache, so that a run goes on
-where it stopped. Where a method has several settings, the one that is best on the held-out text
-itself stands in the table, which no user can know.
+bfloat16 as `mergekit-yaml` would, and prints the mean loss (nats a token) with the errors of its
+differences from `linear` and from recall, paired over blocks. Every row is kept in the cache, so
+that a run goes on where it stopped. Where a method has several settings, the one that is best on
+the held-out text itself stands in the table, which no user can know.
 """
 
-import json
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -26,18 +25,18 @@ import numpy as np
 import torch
 from methods import METHODS, Method, Weights
 from models import BASES, CACHE, DOMAINS, base_folder, texts_of
-from reading import Losses, Reader, blocks_of, half, mean_of
+from reading import BLOCKS, Losses, Reader, blocks_of, half, mean_of
 from safetensors.torch import load_file
 from torch import Tensor
-from train import expert_folder
+from train import expert_folder, experts_of
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from kept import Kept
 from pages import show, write_option
 
-REAL = ("smollm2-135m", "gemma3-270m")
-BLOCKS = 8
+REAL = tuple(name for name, base in BASES.items() if base.packages)
 SMALL_BLOCKS = 2
 SEED = 5
 MARKS = ("linear", "recall, base as anchor")  # what rows are compared with
@@ -99,14 +98,15 @@ def table(results: Mapping[str, Losses], domains: tuple[str, ...]) -> list[str]:
             label = method.label + (f" ({best}, best of {len(tried)})" if len(tried) > 1 else "")
             merged.append((GROUPS[method.group], label, tried[best]))
     merged.sort(key=lambda row: mean_of(row[2]))
+    marks = [mark for mark in MARKS if mark in results]  # `--method` may have left one out
     lines = [
-        f"| | whose | {' | '.join(domains)} | mean | {' | '.join(f'against {x}' for x in MARKS)} |",
-        "|---|---|" + "---:|" * (len(domains) + 1 + len(MARKS)),
+        f"| | whose | {' | '.join([*domains, 'mean', *(f'against {x}' for x in marks)])} |",
+        "|---|---|" + "---:|" * (len(domains) + 1 + len(marks)),
     ]
     for whose, label, losses in [*rows, *merged]:
         cells = [f"{np.mean(losses[domain]):.4f}" for domain in domains]
         cells.append(f"{mean_of(losses):.4f}")
-        cells += [against(losses, results[mark], domains) for mark in MARKS]
+        cells += [against(losses, results[mark], domains) for mark in marks]
         name = f"**{label}**" if whose == "ours" else label
         lines.append(f"| {name} | {whose} | {' | '.join(cells)} |")
     return lines
@@ -133,7 +133,7 @@ class Table:
     def domains(self) -> tuple[str, ...]:
         return DOMAINS[: self.count]
 
-    def kept(self, cache: Path) -> Path:
+    def file(self, cache: Path) -> Path:
         """The rows so far."""
         small = "-small" if self.small else ""
         return cache / f"results-{self.name}{small}.json"
@@ -147,11 +147,9 @@ class Table:
 
 def fill(wanted: Table, methods: Sequence[Method], cache: Path) -> dict[str, Losses]:
     """The losses of all inputs and merges of a table, those that are kept read again."""
-    base, domains, kept = wanted.base, wanted.domains, wanted.kept(cache)
-    results: dict[str, Losses] = json.loads(kept.read_text()) if kept.is_file() else {}
+    base, domains, kept = wanted.base, wanted.domains, Kept(wanted.file(cache))
     origin = half(load_file(base_folder(base, cache) / "model.safetensors"))
-    folders = [expert_folder(base, domain, cache) for domain in domains]
-    experts = [half(load_file(folder / "model.safetensors")) for folder in folders]
+    experts = [half(expert) for expert in experts_of(base, domains, cache)]
     reader = Reader(base, domains, cache, SMALL_BLOCKS if wanted.small else BLOCKS)
     inputs = [*experts, broken(origin)] if wanted.spoiled else experts
 
@@ -159,19 +157,20 @@ def fill(wanted: Table, methods: Sequence[Method], cache: Path) -> dict[str, Los
     def moments() -> list[Weights]:
         return [grams(base, domain, cache) for domain in domains]
 
-    def take(label: str, make: Callable[[], Weights]) -> None:
-        if label in results:
-            return
+    def read(label: str, make: Callable[[], Weights]) -> Losses:
         started = time.monotonic()
         weights = make()
         merged = time.monotonic()
-        results[label] = reader.losses(half(weights))
-        kept.write_text(json.dumps(results))
+        losses = reader.losses(half(weights))
         click.echo(
-            f"{wanted.name}: {label}: {mean_of(results[label]):.4f} ({merged - started:.0f} s to "
-            f"merge, {time.monotonic() - merged:.0f} s to read)",
+            f"{wanted.name}: {label}: {mean_of(losses):.4f} ({merged - started:.0f} s to merge, "
+            f"{time.monotonic() - merged:.0f} s to read)",
             err=True,
         )
+        return losses
+
+    def take(label: str, make: Callable[[], Weights]) -> None:
+        kept.get(label, partial(read, label, make))
 
     take("base alone", lambda: origin)
     for domain, expert in zip(domains, experts, strict=True):
@@ -179,7 +178,7 @@ def fill(wanted: Table, methods: Sequence[Method], cache: Path) -> dict[str, Los
     for method in filter(wanted.takes, methods):
         for setting, merge in method.settings.items():
             take(_key(method, setting), partial(merge, origin, inputs, moments))
-    return results
+    return kept.found
 
 
 @click.command(help=__doc__.split("\n\n")[0])

@@ -11,6 +11,7 @@ import rivals
 import torch
 from mergekit.merge_methods import registry
 from mergekit.merge_methods.base import TensorGroup
+from models import EMBEDDING, is_linear
 from reading import Weights
 from torch import Tensor
 
@@ -18,7 +19,6 @@ from mergekit_yoyo.algorithm import fuse
 
 Grams = Callable[[], list[Weights]]  # of each expert, the inputs' second moments by weight name
 Merge = Callable[[Weights, list[Weights], Grams], Weights]
-EMBEDDING = "embed_tokens"
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def of_matrices(
             moments = grams() if reads else []
             found = {}
             for name, origin in base.items():
-                if origin.ndim == 2 and EMBEDDING not in name:
+                if is_linear(name, origin):
                     taus = torch.stack([x[name].float() - origin.float() for x in experts])
                     more = [torch.stack([x[name] for x in moments])] if reads else []
                     found[name] = of_matrix(taus, *more)

@@ -22,7 +22,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples"))
 from corpora import SOURCES, read_corpus  # the texts of the shipped experts
 
 DOMAINS = ("code", "german", "headers", "manual", "french")
-EXPERTS = Path(__file__).resolve().parents[2] / "examples" / "experts"
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+EXPERTS = EXAMPLES / "experts"
+TOYS = "toys"
+EMBEDDING = "embed_tokens"
 GRID_GROUP = 32  # weights that share a step in a GGUF file
 CACHE = Path.home() / ".cache" / "mergekit-yoyo" / "quality"
 
@@ -55,7 +58,7 @@ BASES = {
         ),
         2.5e-5,
     ),
-    "toys": Base("the base of the example experts", ()),
+    TOYS: Base("the base of the example experts", ()),
 }
 
 
@@ -135,3 +138,15 @@ def texts_of(domain: str, cache: Path) -> tuple[str, str]:
     """Training and held-out text of a domain, of documents apart (see `examples/corpora.py`)."""
     corpus = read_corpus(domain, cache / "corpora")
     return corpus.train.decode(errors="ignore"), corpus.held_out.decode(errors="ignore")
+
+
+def held_out(base: str, domain: str, cache: Path) -> str:
+    """Text that no expert was trained on; of the example experts, what ships beside them."""
+    if base == TOYS:
+        return (EXAMPLES / "held_out" / f"{domain}.txt").read_text(encoding="utf-8")
+    return texts_of(domain, cache)[1]
+
+
+def is_linear(name: str, weight: torch.Tensor) -> bool:
+    """Whether a weight is a linear layer's: a matrix, and no embedding (the head, where tied)."""
+    return weight.ndim == 2 and EMBEDDING not in name

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-LENGTH, BATCH = 256, 4
+BLOCKS, LENGTH, BATCH = 8, 256, 4
 Weights = Mapping[str, Tensor]
 Losses = Mapping[str, list[float]]
 

@@ -17,13 +17,11 @@ from pathlib import Path
 import click
 import numpy as np
 import torch
-from bench import BLOCKS
-from methods import EMBEDDING, Weights
-from models import BASES, CACHE, DOMAINS, base_folder
-from reading import Losses, Reader, half, mean_of
+from models import BASES, CACHE, DOMAINS, EMBEDDING, base_folder, is_linear
+from reading import BLOCKS, Losses, Reader, Weights, half, mean_of
 from safetensors.torch import load_file
 from torch import Tensor
-from train import expert_folder
+from train import experts_of
 from transformers.utils import logging as transformers_logging
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -68,7 +66,7 @@ def fed(merge: Weights, experts: list[Weights]) -> Weights:
     """All of a merge in bfloat16's values, linear layers with feedback."""
     found = {}
     for name, weight in merge.items():
-        if weight.ndim == 2 and EMBEDDING not in name:
+        if is_linear(name, weight):
             residuals = torch.stack([x[name].float() - weight for x in experts])
             found[name] = feedback(weight, residuals)
         else:
@@ -84,9 +82,7 @@ def fed(merge: Weights, experts: list[Weights]) -> Weights:
 def main(base: str, domains: tuple[str, ...], cache: Path, write: bool) -> None:
     transformers_logging.disable_progress_bar()
     names = load_file(base_folder(base, cache) / "model.safetensors").keys()
-    experts = [
-        half(load_file(expert_folder(base, d, cache) / "model.safetensors")) for d in domains
-    ]
+    experts = [half(expert) for expert in experts_of(base, domains, cache)]
     merge = {name: torch.stack([x[name].float() for x in experts]).mean(0) for name in names}
     reader = Reader(base, domains, cache, BLOCKS)
     whole = reader.losses(merge)

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import click
 import torch
-from models import BASES, CACHE, DOMAINS, base_folder
+from models import BASES, CACHE, DOMAINS, base_folder, is_linear
 from rich.progress import track
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.linalg import svd
-from train import expert_folder
+from train import experts_of
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from pages import show, write_option
@@ -57,10 +57,9 @@ def _cosines(origin: Tensor, taus: Tensor) -> tuple[list[float], list[float]]:
 @write_option
 def main(base: str, cache: Path, write: bool) -> None:
     origin = load_file(base_folder(base, cache) / "model.safetensors")
-    folders = [expert_folder(base, domain, cache) for domain in DOMAINS[:COUNT]]
-    experts = [load_file(folder / "model.safetensors") for folder in folders]
+    experts = experts_of(base, DOMAINS[:COUNT], cache)
     moved, larger, toward, between = [], [], [], []
-    layers = [name for name, x in origin.items() if x.ndim == 2 and "embed" not in name]
+    layers = [name for name, x in origin.items() if is_linear(name, x)]
     for name in track(layers, "layers"):
         before = origin[name].double()
         taus = torch.stack([x[name].double() - before for x in experts])

@@ -10,6 +10,7 @@ minutes an expert on two free cores. An expert that is there is not trained agai
 
 import math
 import time
+from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -17,24 +18,29 @@ from typing import Any
 import click
 import torch
 from models import BASES, CACHE, DOMAINS, EXPERTS, base_folder, texts_of
-from reading import Reader, half, mean_of, tokens_of
+from reading import BLOCKS, Reader, Weights, half, mean_of, tokens_of
+from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 SEED, STEPS, BATCH, LENGTH, WARMUP = 20261126, 40, 2, 256, 4
-TRIED_BLOCKS = 8  # of held-out text, for a rate of learning
 
 
 def expert_folder(base: str, domain: str, cache: Path) -> Path:
     """The expert of a domain, trained if it is missing."""
-    folder = cache / base / domain if BASES[base].rate else EXPERTS / domain
+    folder = cache / base / domain if BASES[base].packages else EXPERTS / domain
     if (folder / "model.safetensors").is_file():
         return folder
     model, tokenizer = trained(base, domain, cache, BASES[base].rate)
     tokenizer.save_pretrained(folder)
     model.save_pretrained(folder)
     return folder
+
+
+def experts_of(base: str, domains: Sequence[str], cache: Path) -> list[Weights]:
+    """The weights of the experts of some domains, as they were saved."""
+    return [load_file(expert_folder(base, d, cache) / "model.safetensors") for d in domains]
 
 
 def trained(base: str, domain: str, cache: Path, rate: float) -> tuple[Any, Any]:
@@ -78,7 +84,7 @@ def main(base: str, cache: Path, rates: tuple[float, ...], domains: tuple[str, .
     transformers_logging.disable_progress_bar()
     for rate, domain in product(rates, domains):
         model, _ = trained(base, domain, cache, rate)
-        reader = Reader(base, (domain,), cache, TRIED_BLOCKS)
+        reader = Reader(base, (domain,), cache, BLOCKS)
         loss = mean_of(reader.losses(half(model.state_dict())))
         click.echo(f"{base}, {domain}, rate {rate:g}: held-out loss {loss:.4f}")
     if rates:
