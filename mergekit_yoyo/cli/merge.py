@@ -1,6 +1,5 @@
 """`mergekit-yoyo merge`: the whole road of a merge in one command."""
 
-import gc
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from mergekit_yoyo.cli.command import (
 from mergekit_yoyo.cli.places import Kind, Place
 from mergekit_yoyo.errors import YoyoError
 from mergekit_yoyo.merging.early import start_server
+from mergekit_yoyo.merging.importing import import_mergekit
 from mergekit_yoyo.progress import Progress
 
 # What is done with a file of several stages, each of which would be a merge of its own.
@@ -107,15 +107,12 @@ def command(
     target = output_folder(target, output, "mergekit-yoyo merge YAML FOLDER")
     if not ray and workers != 1:
         start_server()
-    gc.disable()  # importing takes a third longer with it
+    import_mergekit()
     from mergekit.options import MergeOptions
 
     from mergekit_yoyo.finish import finish, plan_finish, upload_command
     from mergekit_yoyo.merging import Cluster, Local, merge
     from mergekit_yoyo.model.merge_yaml import read_merge_yaml
-
-    gc.enable()
-    gc.freeze()  # nor do the imports have to be collected at the end
 
     options = MergeOptions(quiet=True, **_as_mergekit_has_them(mergekits))
     merge_yaml = read_merge_yaml(file)

@@ -2,11 +2,10 @@
 
 import gc
 
-gc.disable()  # imports make many objects that all stay: collecting costs a third of their time
+from mergekit_yoyo.merging.importing import import_mergekit
 
-import mergekit.merge  # noqa: E402, F401
+import_mergekit()
 
 import mergekit_yoyo.merging.worker  # noqa: E402, F401
 
 gc.freeze()  # copies share what no collection touches
-gc.enable()

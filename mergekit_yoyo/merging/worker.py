@@ -14,6 +14,7 @@ from mergekit.graph import Executor, Task, TaskUniverse
 from mergekit.io.tasks import LoaderCache, SaveTensor
 from mergekit.options import MergeOptions
 
+from mergekit_yoyo.allocation import reuse_freed_memory
 from mergekit_yoyo.errors import YoyoError
 from mergekit_yoyo.merging.journal import DonePart
 from mergekit_yoyo.merging.loading import open_inputs
@@ -57,6 +58,7 @@ def run_job(job: Job, device: str, tell: Callable[[int], None]) -> DonePart:
     Raises:
         YoyoError: an input changed meanwhile, or the disk is full.
     """
+    reuse_freed_memory()
     options = job.options.model_copy(update={"device": device})
     LoaderCache().setup(options)
     import mergekit_yoyo.method  # noqa: F401  # the method is known where the start-up hook is not

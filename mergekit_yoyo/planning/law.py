@@ -9,6 +9,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 from mergekit.architecture import WeightInfo
@@ -112,7 +113,10 @@ def account(tasks: Iterable[Any], layers: Sequence[Layers], readers: Sequence[Re
     for task in tasks:
         for model, weight in (gathered_weights(task) or {}).items():
             read[model].update(by_model[model].read_from(weight))
-    arrive = {by_model[m].renamed(name) for m, names in read.items() for name in names}
+
+    @cache
+    def arrive() -> set[str]:  # where all is read, no model class need be loaded for it
+        return {by_model[m].renamed(name) for m, names in read.items() for name in names}
 
     result = Account()
     for reader in readers:
@@ -122,7 +126,7 @@ def account(tasks: Iterable[Any], layers: Sequence[Layers], readers: Sequence[Re
             place = place_of(reader, name, layers)
             if place is not None and _cut(place, reader.model):
                 continue
-            if place is None and (reader.renamed(name) in arrive or _is_tied(reader, name, arrive)):
+            if place is None and (reader.renamed(name) in arrive() or _is_tied(reader, name, arrive())):
                 continue
             result.lost.append(Lost(reader.model, name, place))
     if result.lost:

@@ -12,7 +12,8 @@ from threading import Lock
 from typing import Any
 
 import torch
-from mergekit.architecture import WeightInfo
+from mergekit.architecture import WeightInfo, arch_info_for_config
+from mergekit.architecture.json_definitions import NAME_TO_ARCH
 from mergekit.common import ImmutableMap, ModelReference, dtype_from_name
 from mergekit.graph import Task
 from mergekit.io.lazy_tensor_loader import ShardedTensorIndex
@@ -63,6 +64,18 @@ class Reader:
         return tuple(config.model_type for config in configs if config is not None)
 
     @cached_property
+    def is_plain(self) -> bool:
+        """Whether each tensor of its files is a weight of mergekit's definition, by name: then none
+        is packed or renamed, and its model class, which is slow to load, need not be asked."""
+        architectures = self.config.architectures or []
+        if len(architectures) != 1 or architectures[0] not in NAME_TO_ARCH:
+            return False
+        definition = arch_info_for_config(self.config)
+        return definition is not None and self.names.keys() <= {
+            weight.name for weight in definition.all_weights(self.config)
+        }
+
+    @cached_property
     def sources(self) -> Sources | None:
         """None where transformers does not have the class; then only names say what is what.
 
@@ -90,7 +103,7 @@ class Reader:
 
     def converted(self, weight: WeightInfo) -> str | None:
         """The name under which a weight that is not stored as such can be had by converting."""
-        if self.sources is None:
+        if self.is_plain or self.sources is None:
             return None
         names = (weight.name, *(weight.aliases or ()))
         return next((name for name in names if name in self.sources.of), None)
