@@ -82,7 +82,7 @@ def path_in(data: Any, location: Sequence[str | int]) -> list[str | int]:
     path: list[str | int] = []
     for part in location:
         if (isinstance(data, Mapping) and part in data) or (
-            isinstance(data, list) and isinstance(part, int)
+            isinstance(data, list) and isinstance(part, int) and part < len(data)
         ):
             data = data[part]  # type: ignore[index]
         elif not isinstance(data, Mapping) or part != location[-1]:  # a key may be missing

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 KEY = "measured"
 
 _Count = Annotated[int, Field(ge=0, lt=2**63)]
-_Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+_Amount = Annotated[float, Field(ge=0, le=1e100, allow_inf_nan=False)]
 _Word = Annotated[str, Field(min_length=1, max_length=4096)]
 
 

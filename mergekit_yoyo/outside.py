@@ -7,6 +7,7 @@ Here each of them is a sentence with the file it came from.
 
 import json
 import os
+import re
 import stat
 from collections.abc import Iterable
 from pathlib import Path
@@ -22,7 +23,8 @@ JSON_BYTES = 32 * 2**20
 FILE_BYTES = 128 * 2**20  # of a file that a library reads at once: tokenizers have 35 MB
 YAML_BYTES = 2**20
 DEPTH = 64
-YAML_NODES = 100_000
+YAML_NODES = 20_000
+JSON_VALUES = 4_000_000
 
 _KINDS = {
     stat.S_IFDIR: "a folder",
@@ -101,8 +103,11 @@ def load_json(text: str | bytes, source: object) -> Any:
         source: where it comes from, for the message.
 
     Raises:
-        YoyoError: it is no JSON, or nested without end.
+        YoyoError: it is no JSON, nested without end, of too many values, or has half a character.
     """
+    commas, opened = (b",", (b"[", b"{")) if isinstance(text, bytes) else (",", ("[", "{"))
+    if text.count(commas) + sum(map(text.count, opened)) > JSON_VALUES:  # type: ignore[arg-type]
+        raise YoyoError(f"{source}: more than {JSON_VALUES:,} values.")
     try:
         value = json.loads(text)
     except RecursionError:
@@ -110,6 +115,7 @@ def load_json(text: str | bytes, source: object) -> Any:
     except ValueError as error:  # bad UTF-8 is one as well
         raise YoyoError(f"{source}: cannot be read: not JSON ({error}).") from None
     _check_depth(value, source)
+    _check_characters(text, value, source)
     return value
 
 
@@ -139,11 +145,25 @@ def load_yaml(text: str, source: object) -> Any:
         raise YoyoError(f"{source}: expected at most {YAML_BYTES:,} characters of YAML; got more.")
     try:
         _check_nodes(yaml.parse(text, Loader=yaml.SafeLoader), source)
-        return yaml.safe_load(text)
+        value = yaml.safe_load(text)
+        _check_characters(text, value, source)
+        return value
     except YoyoError:
         raise
     except Exception as error:  # a tag such as !!timestamp fails in ways of its own
         raise YoyoError(f"{source}: not valid YAML: {error}") from None
+
+
+def _check_characters(text: str | bytes, value: Any, source: object) -> None:
+    """Refuse halves of characters (surrogates), which can be escaped but neither shown nor kept."""
+    pattern = r"\\[uU]0*[dD][89a-fA-F]"
+    found = re.search(pattern, text) if isinstance(text, str) else re.search(pattern.encode(), text)
+    if found is None:
+        return
+    try:
+        json.dumps(value, ensure_ascii=False, default=str).encode()
+    except UnicodeEncodeError:
+        raise YoyoError(f"{source}: half a character (\\ud800 or its kin) stands alone.") from None
 
 
 def _check_depth(value: Any, source: object) -> None:

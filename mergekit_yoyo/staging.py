@@ -19,6 +19,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from mergekit_yoyo.errors import YoyoError, explain_os_error
+from mergekit_yoyo.outside import check_regular
 
 _UNFINISHED_FILE = ".unfinished"
 _UNFINISHED, _REPLACED = ".unfinished-", ".replaced-"  # between the target's name and six letters
@@ -201,11 +202,13 @@ def write_files(files: Mapping[Path, bytes]) -> None:
         files: content by path; a missing folder is made, not its parents.
 
     Raises:
-        YoyoError: one of them cannot be written.
+        YoyoError: one of them cannot be written, or its name is that of a folder, pipe or device.
     """
     unfinished = {path: path.with_name(f".{path.name}{_UNFINISHED_FILE}") for path in files}
     path = Path()
     try:
+        for path in files:
+            check_regular(path)
         for path, content in files.items():
             path.parent.mkdir(exist_ok=True)
             unfinished[path].write_bytes(content)

@@ -1,5 +1,8 @@
 """The command line itself."""
 
+import subprocess
+import sys
+from pathlib import Path
 from typing import Literal
 
 import pytest
@@ -50,3 +53,35 @@ def test_what_pydantic_refuses_is_told_by_its_place_and_cut_short(data, said):
     assert len(text) < 200
     assert "Outer" not in text
     assert "list[str]" not in text
+
+
+def test_output_that_cannot_be_written_is_a_sentence() -> None:
+    with Path("/dev/full").open("w") as full:
+        for command in (["--help"], ["doctor"]):
+            done = subprocess.run(
+                [sys.executable, "-m", "mergekit_yoyo", *command],
+                stdout=full,
+                stderr=subprocess.PIPE,
+                text=True,
+                check=False,
+            )
+            assert done.returncode == 2
+            assert done.stderr == (
+                "Error: a file could not be read or written: No space left on device.\n"
+            )
+
+
+def test_what_shall_happen_at_the_end_of_a_process_happens(tmp_path: Path) -> None:
+    """Though the interpreter is not taken apart."""
+    told = tmp_path / "told"
+    code = (
+        "import atexit, sys, pathlib\n"
+        f"atexit.register(pathlib.Path({str(told)!r}).touch)\n"
+        "from mergekit_yoyo.cli import run\n"
+        "sys.argv = ['mergekit-yoyo', '--version']\n"
+        "run()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("mergekit-yoyo, version")
+    assert told.exists()

@@ -125,6 +125,11 @@ MODELS: dict[str, Case] = {
     "model_type: null": Case(CONFIG, keys(model_type=None)),
     "text_config: text": Case(CONFIG, keys(text_config="qwen3_moe")),
     "text_config: a list": Case(CONFIG, keys(text_config=[1])),
+    "text_config: empty": Case(CONFIG, keys(text_config={})),
+    "sliding_window: text": Case(CONFIG, keys(sliding_window="x", use_sliding_window=True)),
+    "sliding_window: a list": Case(CONFIG, keys(sliding_window=[1], use_sliding_window=True)),
+    "half a character": Case(CONFIG, text('{"model_type": "\\ud800"}')),
+    "seven million lists": Case(CONFIG, text("[" + "[]," * 7_000_000 + "[]]")),
     "quantization_config: text": Case(CONFIG, keys(quantization_config="4bit")),
     "quantization_config: a list": Case(CONFIG, keys(quantization_config=[4])),
     "rope_parameters: text": Case(CONFIG, keys(rope_parameters="default")),
@@ -141,6 +146,10 @@ MODELS: dict[str, Case] = {
     "architectures: a module": Case(CONFIG, keys(architectures=["models"])),
     "architectures: text": Case(CONFIG, keys(architectures="Qwen3MoeForCausalLM")),
     "architectures: numbers": Case(CONFIG, keys(architectures=[1])),
+    "architectures: no whole model": Case(CONFIG, keys(architectures=["PreTrainedModel"])),
+    "architectures: part of a family": Case(
+        CONFIG, keys(architectures=["Qwen3MoePreTrainedModel"])
+    ),
     "ids: text": Case(CONFIG, keys(eos_token_id="2", bos_token_id="x")),
     "dtype: no dtype": Case(CONFIG, keys(torch_dtype="cuda")),
     "dtype: a list": Case(CONFIG, keys(torch_dtype=["bfloat16"])),
@@ -157,6 +166,8 @@ MODELS: dict[str, Case] = {
     "tokenizer_config: nested": Case(SETTINGS, text(OBJECTS)),
     "tokenizer_config: a list": Case(SETTINGS, text("[]")),
     "tokenizer_config: a pipe": Case(SETTINGS, pipe),
+    "token: a list": Case(SETTINGS, keys(bos_token=[1])),
+    "token: a list inside": Case(SETTINGS, keys(eos_token={"content": [1]})),
     # what is carried along
     "generation_config: a list": Case(GENERATION, text("[]")),
     "generation_config: UTF-16": Case(GENERATION, text("{}", "utf-16")),
@@ -187,6 +198,38 @@ MODELS: dict[str, Case] = {
     "weights: /dev/zero": Case(WEIGHTS, zeros),
 }
 
+
+def template(value: object) -> Callable[[Path], object]:
+    """A chat template in tokenizer_config.json, and none in a file of its own."""
+
+    def write(file: Path) -> None:
+        file.with_name("chat_template.jinja").unlink(missing_ok=True)
+        keys(chat_template=value)(file)
+
+    return write
+
+
+# What only one command looks at, and others carry along as it is.
+DONORS: dict[str, Case] = {
+    "auto_map: text": Case(CONFIG, keys(auto_map="x")),
+    "auto_map: a number": Case(CONFIG, keys(auto_map={"AutoModelForCausalLM": 5})),
+    "code: text": Case(SETTINGS, keys(auto_map="x")),
+}
+TEMPLATES: dict[str, Case] = {
+    "template: numbers": Case(SETTINGS, template([1])),
+    "template: no names": Case(SETTINGS, template([{}])),
+    "template: half of it": Case(SETTINGS, template([{"name": 1}])),
+    "template: lists": Case(SETTINGS, template([{"name": "default", "template": [1]}])),
+}
+COMPUTED: dict[str, Case] = {
+    "epsilon: a list": Case(CONFIG, keys(rms_norm_eps={"__float__": [5]})),
+    "theta: text": Case(CONFIG, keys(rope_parameters={"rope_theta": "x", "rope_type": "default"})),
+    "head_dim: huge": Case(CONFIG, keys(head_dim=2**40)),
+    "intermediate_size: none": Case(CONFIG, keys(intermediate_size=0, moe_intermediate_size=0)),
+    "text_config: null": Case(CONFIG, keys(text_config=None)),
+}
+FOLDERS = (MODELS, DONORS, TEMPLATES, COMPUTED)
+
 # --- a merge's YAML -------------------------------------------------------------------------------
 
 GOOD_YAML = "merge_method: yoyo_fusion\nmodels:\n- {model: ./a}\n- {model: ./b}\n- {model: ./c}\n"
@@ -198,6 +241,13 @@ def option(value: str) -> Callable[[Path], object]:
 
 # What YAML turns into other numbers: the one that was understood is said.
 ODD_NUMBERS = {"sexagesimal": ("1:30", "90"), "octal": ("010", "8"), "binary": ("0b11", "3")}
+
+
+def layers(*ranges: list[int]) -> Callable[[Path], object]:
+    """Slices that take these layers of a model."""
+    listed = "".join(f"- sources: [{{model: ./a, layer_range: {x}}}]\n" for x in ranges)
+    return text(f"merge_method: yoyo_fusion\nslices:\n{listed}")
+
 
 YAMLS: dict[str, Case] = {
     name: Case("merge.yml", damage)
@@ -221,6 +271,13 @@ YAMLS: dict[str, Case] = {
         "a long name": text("merge_method: yoyo_fusion\nmodels:\n- model: ./" + "x" * 5000 + "\n"),
         "a name with a zero": text('merge_method: yoyo_fusion\nmodels:\n- model: "a\\0b"\n'),
         "no models": text("merge_method: yoyo_fusion\nmodels: []\n"),
+        "half a character": text('merge_method: yoyo_fusion\nmodels:\n- model: "\\ud800"\n'),
+        "80,000 values": text(GOOD_YAML + f"parameters: {{tukey_c: [{'1,' * 80_000}]}}\n"),
+        "one end of a range": layers([0]),
+        "layers backwards": layers([2, 1]),
+        "no layers": layers([1, 1]),
+        "layers before the first": layers([-1, 1]),
+        "many slices": layers(*[[0, 2000]] * 200),
         "layers without end": text(
             "merge_method: yoyo_fusion\nslices:\n- sources:\n"
             "  - {model: ./a, layer_range: [0, 1000000000]}\n"
@@ -235,6 +292,8 @@ OPTIONS: dict[str, Case] = {
         "an infinite option": option("tukey_c: .inf"),
         "no number": option("tukey_c: .nan"),
         "1e308": option("tukey_c: 1.0e+308"),
+        "binary without end": option("tukey_c: 0b" + "1" * 90_000),
+        "sexagesimal without end": option("tukey_c: 1" + ":30" * 3000),
     }.items()
 } | {
     name: Case("merge.yml", option(f"tukey_c: {word}"), f"{word} is read as the number {number}")
@@ -282,6 +341,14 @@ RECORDS: dict[str, Case] = {
         "parameters: NaN": header(parameters={"tukey_c": float("nan")}),
         "parameters: infinite": header(parameters={"tukey_c": float("inf")}),
         "parameters: beyond 64 bits": header(parameters={"tukey_c": 10**400}),
+        "base: half a character": header(base="\ud800"),
+        "tensors: true": header(tensors=True),
+        "line: no inputs": line(inputs=[]),
+        "line: inputs twice": line(inputs=["./a", "./a", "./a"]),
+        "line: strangers": line(inputs=["./x", "./y", "./z"]),
+        "line: an infinite option": line(parameters={"tukey_c": float("inf")}),
+        "line: an option beyond 64 bits": line(parameters={"tukey_c": 10**400}),
+        "weights: text": line(weights=[["nan"] * 3]),
         "started: never": header(started="yesterday"),
         "inputs: none": header(inputs=[]),
         "inputs: twice": header(inputs=["./a", "./a", "./a"]),
@@ -357,6 +424,9 @@ RESULTS: dict[str, Case] = {
         "configs: a list": keys(configs=[1]),
         "config: text": keys(config="hf"),
         "quantization: text": keys(config={"quantization": "4bit"}),
+        "quantization: a list inside": keys(config={"quantization": {"label": [1]}}),
+        "task: a path": keys(results={"../../x": {"acc,none": 1.5}}),
+        "task: half a character": keys(results={"\ud800": {"acc,none": 0.5}}),
         "model_name: a number": keys(model_name=5),
         "model_name: a list": keys(model_name=["a"]),
         "model_name: 5,000 characters": keys(model_name="x" * 5000),
@@ -379,6 +449,9 @@ KINDS: dict[str, tuple[dict[str, Case], tuple[str, ...]]] = {
     "evaluate": (MODELS, ("evaluate", "./bad", "--device", "no_such_device", "--out", "out")),
     "donor": (MODELS, ("finish", "merged", "--donor", "bad")),
     "finish": (MODELS, ("finish", "bad", "--donor", "a")),
+    "code": (DONORS, ("finish", "merged", "--donor", "bad")),
+    "template": (TEMPLATES, ("inspect", "merge.yml")),
+    "computed": (COMPUTED, ("mlx", "bad", "--plan", "--quant", "q4")),
     "yaml": (YAMLS, ("inspect", "merge.yml")),
     "options": (OPTIONS, ("inspect", "merge.yml")),
     "stage": (YAMLS, ("finish", "bad", "--config", "merge.yml")),
@@ -440,7 +513,7 @@ def prepare(kind: str, case: Case | None, good: Path, place: Path) -> Path | Non
     table = KINDS[kind][0]
     place.mkdir()
     damaged = None
-    if table is MODELS:
+    if any(table is models for models in FOLDERS):
         for name in ("a", "b", "c"):
             (place / name).symlink_to(good / name)
         source = "merged" if kind == "finish" else "a"

@@ -170,3 +170,27 @@ def test_import_and_help_load_nothing_large():
     run = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
     assert run.stdout.splitlines()[-1] == "[]"
     assert "finish" in run.stdout
+
+
+def test_mergekit_is_imported_without_what_a_merge_seldom_needs() -> None:
+    """And what stood in for it gives the real thing when it is asked for."""
+    code = (
+        "import sys\n"
+        "from mergekit_yoyo.merging.importing import import_mergekit\n"
+        "import_mergekit()\n"
+        "heavy = {'peft', 'transformers.modeling_utils', 'torch._dynamo'}\n"
+        "assert not heavy & sys.modules.keys(), heavy & sys.modules.keys()\n"
+        "import mergekit.common, mergekit.architecture.auto, transformers\n"
+        "kept = mergekit.common.peft\n"
+        "assert kept.PeftModel.__module__ == 'peft.peft_model'\n"
+        "import transformers.modeling_utils as real\n"
+        "assert transformers.PreTrainedModel is real.PreTrainedModel\n"
+        "assert transformers.modeling_utils is real\n"
+        "config = transformers.LlamaConfig(hidden_size=8, intermediate_size=8, vocab_size=8,\n"
+        "    num_hidden_layers=1, num_attention_heads=1, tie_word_embeddings=True)\n"
+        "model = transformers.LlamaForCausalLM(config)\n"
+        "found = mergekit.architecture.auto._get_tied_weight_keys(model)\n"
+        "assert list(found) == ['lm_head.weight'], found\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -593,3 +593,22 @@ def test_a_full_disk(look: Callable[..., Inspection]) -> None:
     (text,) = seen.of_level("error")
     assert text.startswith("disk: the merge ")
     assert "0 B free in /proc. Free some space." in text
+
+
+@pytest.mark.parametrize(("first", "end"), [(0, 7), (5, 60)])
+def test_layers_that_a_model_does_not_have(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: int, end: int
+) -> None:
+    monkeypatch.chdir(Path(__file__).parents[1])
+    listed = ", ".join(
+        f"{{model: ./examples/experts/{x}, layer_range: [{first}, {end}]}}"
+        for x in ("code", "german")
+    )
+    file = tmp_path / "merge.yml"
+    file.write_text(f"merge_method: yoyo_fusion\nslices:\n- sources: [{listed}]\ndtype: bfloat16\n")
+    result = CliRunner().invoke(main, ["inspect", "--quick", str(file)])
+    assert result.exit_code == 1, result.output
+    assert (
+        f"layer_range [{first}, {end}] of ./examples/experts/code, which has 6 layers"
+        in " ".join(result.output.split())
+    )

@@ -91,7 +91,7 @@ def test_each_stage_is_shown_by_its_name_in_the_order_of_the_work(tmp_path: Path
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        (f"{BLEND}---\n{stack('blend', 5)}", "error: blend: lacks model.layers.3."),
+        (f"{BLEND}---\n{stack('blend', 5)}", "of blend, which has 3 layers"),
         (f"{BLEND}---\n{stack('blend', extra='dtpye: bfloat16')}", "no key dtpye here"),
         (f"{BLEND}---\n{stack('blned')}", "error: blned: "),
         (f"{BLEND}centre: anchor\n---\n{stack('blend')}", "no key centre here"),

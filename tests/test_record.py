@@ -1,6 +1,7 @@
 """The record of a merge: what real merges leave, against the float64 reference."""
 
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -20,6 +21,7 @@ from mergekit_yoyo.errors import YoyoError
 from mergekit_yoyo.method import METHOD
 from mergekit_yoyo.record.layers import place_of
 from mergekit_yoyo.record.schema import Header, TensorLine, pairs
+from mergekit_yoyo.staging import write_files
 
 ROUNDED = 6e-6  # half a unit of six significant digits
 ABC = ("a", "b", "c", "d")
@@ -303,3 +305,25 @@ def test_numbers_are_json_numbers_or_null(tmp_path):
 )
 def test_places(name, layer, kind):
     assert place_of(name) == (layer, kind)
+
+
+def test_a_report_never_overwrites_what_is_no_record(tmp_path: Path) -> None:
+    """An input's config, or a pipe: the merge is refused before anything is written."""
+    from mergekit_yoyo.record import recorder
+
+    config = tmp_path / "config.json"
+    config.write_text('{"model_type": "llama"}')
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for place in (config, pipe):
+        with pytest.raises(YoyoError, match="is there already and is no record"):
+            recorder.plan(str(place), "a", ["x", "y"], None, optional=False)
+    assert config.read_text() == '{"model_type": "llama"}'
+    with pytest.raises(YoyoError, match="expected a file; got a pipe"):
+        write_files({tmp_path / "table.md": b"1", pipe: b"2"})
+    assert pipe.is_fifo()
+    assert not (tmp_path / "table.md").exists()
+    earlier = tmp_path / "record.jsonl"
+    earlier.write_text('{"line":"header","schema_version":1}\n')
+    recorder.plan(str(earlier), "a", ["x", "y"], None, optional=False)
+    recorder.forget(str(earlier))

@@ -125,8 +125,13 @@ def _custom_code(donor: Path) -> list[str]:
     files = set()
     for file in ("config.json", "tokenizer_config.json"):
         if (donor / file).is_file():
-            for target in (read_json(donor / file).get("auto_map") or {}).values():
+            named = read_json(donor / file).get("auto_map") or {}
+            if not isinstance(named, dict):
+                raise YoyoError(f"{donor / file}: auto_map: expected classes by name; got {named}.")
+            for target in named.values():
                 for name in target if isinstance(target, list) else [target]:
+                    if name is not None and not isinstance(name, str):
+                        raise YoyoError(f"{donor / file}: auto_map: {name!r} names no class.")
                     # `owner/repo--module.Class` lives in another repository
                     if name and "--" not in name:
                         files.add(name.split(".")[0] + ".py")

@@ -91,7 +91,7 @@ def both_styles(values: Mapping[str, Any]) -> dict[str, Any]:
 def _copy(values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """A copy of a config.json, and the part of it that describes the language model."""
     config = {**values}
-    if "text_config" not in config:
+    if not isinstance(config.get("text_config"), Mapping):
         return config, config
     config["text_config"] = {**config["text_config"]}
     return config, config["text_config"]

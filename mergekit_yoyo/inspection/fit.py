@@ -57,7 +57,21 @@ def check_architectures(inputs: Sequence[Input], merge_yaml: MergeYaml) -> list[
                     "layers go together."
                 )
             )
-    return remarks
+    return remarks + check_slices(inputs, merge_yaml)
+
+
+def check_slices(inputs: Sequence[Input], merge_yaml: MergeYaml) -> list[Remark]:
+    """Slices that take layers which their model does not have."""
+    depths = {item.reference: item.text_config.get("num_hidden_layers") for item in inputs}
+    sources = [x for part in merge_yaml.config.slices or [] for x in part.sources]
+    found = {}
+    for source in sources:
+        first, end = source.layer_range
+        depth = depths.get(source.model)
+        if isinstance(depth, int) and end > depth:
+            text = f"layer_range [{first}, {end}] of {source.model}, which has {depth} layers"
+            found[text] = error(text)
+    return list(found.values())
 
 
 def check_configs(inputs: Sequence[Input]) -> list[Remark]:

@@ -14,8 +14,8 @@ from mergekit.graph import Executor, Task, TaskUniverse
 from mergekit.io.tasks import LoaderCache, SaveTensor
 from mergekit.options import MergeOptions
 
-from mergekit_yoyo.allocation import reuse_freed_memory
 from mergekit_yoyo.errors import YoyoError
+from mergekit_yoyo.merging.allocation import reuse_freed_memory
 from mergekit_yoyo.merging.journal import DonePart
 from mergekit_yoyo.merging.loading import open_inputs
 from mergekit_yoyo.merging.parts import Output, Part

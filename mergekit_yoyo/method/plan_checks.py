@@ -71,7 +71,7 @@ def _quantized_input(reader: Reader) -> str | None:
     if quantization := settings.get("quantization_config"):
         known = isinstance(quantization, dict) and quantization.get("quant_method")
         return f"quantization_config: {known or 'unknown method'}"
-    files = sorted({folder / file for file in reader.names.values()})
+    files = sorted(folder / file for file in set(reader.names.values()))
     found = next(filter(None, map(_quantized_tensor, files)), None)
     return found or next(filter(QUANTIZED_NAME.search, reader.names), None)
 

@@ -92,8 +92,13 @@ def declared_config(folder: Path) -> Any | None:
         raise YoyoError(f"{folder / 'config.json'}: transformers refuses it: {error}") from None
     name = (config.architectures or [""])[0]
     known = getattr(transformers, name, transformers.PreTrainedModel)
-    if not (isinstance(known, type) and issubclass(known, transformers.PreTrainedModel)):
+    whole = isinstance(known, type) and issubclass(known, transformers.PreTrainedModel)
+    if not whole or name.endswith("PreTrainedModel"):
         raise YoyoError(f"{folder / 'config.json'}: architectures names {name}, which is no model.")
+    if not isinstance(config.get_text_config(), transformers.PretrainedConfig):
+        raise YoyoError(
+            f"{folder / 'config.json'}: text_config holds no settings of a language model."
+        )
     return config
 
 
@@ -328,6 +333,10 @@ def closing_window(declared: Any, context: int | None = None) -> int | None:
     `context` tokens (the model's own length by default)."""
     text = declared.get_text_config()
     window = getattr(text, "sliding_window", None)
+    if window is not None and not isinstance(window, int):
+        raise YoyoError(
+            f"config.json: sliding_window: expected a number of tokens; got {str(window)[:40]!r}."
+        )
     limit = min(context or 2**62, getattr(text, "max_position_embeddings", None) or 2**62)
     if not window or window >= limit or getattr(text, "use_sliding_window", None) is False:
         return None

@@ -365,7 +365,10 @@ def _cache_bytes(model: nn.Module) -> int:
     cache = make_prompt_cache(model)
     sizes = []
     for _ in range(2):
-        model(mx.zeros((1, 1), mx.int32), cache=cache)
+        try:
+            model(mx.zeros((1, 1), mx.int32), cache=cache)
+        except Exception as error:  # on impossible values each model fails in ways of its own
+            raise YoyoError(f"config.json: its model cannot be run: {error}.") from None
         sizes.append([_state_bytes(entry) for entry in cache])
     limits = [getattr(entry, "max_size", None) or CACHE_TOKENS for entry in cache]
     return sum(

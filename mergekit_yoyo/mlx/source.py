@@ -51,6 +51,8 @@ def open_source(source: str | Path, *, revision: str | None = None) -> Source:
         YoyoError: no such folder or repo, no model in it, shards or the tokenizer are missing, or
             its weights are quantized already.
     """
+    from mlx_lm.utils import load_config
+
     from mergekit_yoyo.model.json_files import check_layers, read_config
 
     folder, repo = Path(source).expanduser(), None
@@ -70,6 +72,10 @@ def open_source(source: str | Path, *, revision: str | None = None) -> Source:
         raise YoyoError(
             f"{config_path}: the weights are quantized already. Start from the unquantized model."
         )
+    try:
+        load_config(folder)
+    except Exception as error:  # numbers that it has tags of its own for
+        raise YoyoError(f"{config_path}: mlx-lm cannot read it: {error}.") from None
     check_layers(config, _check_weights(folder), config_path)
     if not has_tokenizer(folder):
         raise YoyoError(

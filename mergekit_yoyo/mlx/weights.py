@@ -35,7 +35,9 @@ def skeleton(bridge: Bridge, dtype: str | None = None) -> nn.Module:
     """
     try:
         model: nn.Module = bridge.model_class(bridge.args)
-    except (AssertionError, AttributeError, KeyError, TypeError, ValueError) as error:
+    except YoyoError:
+        raise
+    except Exception as error:  # on impossible values each model fails in ways of its own
         raise _not_built(bridge, error) from None
     if dtype in ("float16", "bfloat16", "float32"):
         model.set_dtype(getattr(mx, dtype))
@@ -59,7 +61,9 @@ def load_lazily(folder: Path, bridge: Bridge, declared: Any, *, float32: bool = 
             model_config=bridge.config,
             get_model_classes=lambda config: (model_class, bridge.args_class),
         )
-    except (AssertionError, AttributeError, KeyError, TypeError, ValueError) as error:
+    except YoyoError:
+        raise
+    except Exception as error:  # as above
         raise _not_built(bridge, error) from None
     return model
 
@@ -239,6 +243,5 @@ def _not_built(bridge: Bridge, error: Exception) -> YoyoError:
     lines = str(error).strip().splitlines() or [type(error).__name__]
     reason = " ".join(lines[:3]) + (" ..." if len(lines) > 3 else "")
     doubts = "".join(f"; {doubt}" for doubt in bridge.doubts)
-    return YoyoError(
-        f"{name_of(bridge.model_class)} does not take this checkpoint: {reason}{doubts}."
-    )
+    model = name_of(bridge.model_class)
+    return YoyoError(f"config.json: {model} does not take this checkpoint: {reason}{doubts}.")

@@ -110,7 +110,13 @@ class Checkpoint:
 
 
 def main_dtype(tensors: Mapping[str, TensorInfo]) -> torch.dtype:
-    """The dtype that holds the most bytes of `tensors`."""
+    """The dtype that holds the most bytes of `tensors`.
+
+    Raises:
+        YoyoError: there are none.
+    """
+    if not tensors:
+        raise YoyoError("the checkpoint's files hold no tensors.")
     sizes: Counter[torch.dtype] = Counter()
     for info in tensors.values():
         sizes[info.dtype] += info.nbytes

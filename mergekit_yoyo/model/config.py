@@ -54,6 +54,8 @@ def config_from(values: Mapping[str, Any]) -> "PretrainedConfig":
         config: PretrainedConfig = config_class.from_dict(decoded)
     except Exception as error:  # validators of many kinds
         raise YoyoError(f"config.json: transformers refuses it: {error}") from None
+    if not isinstance(config.get_text_config(), transformers.PretrainedConfig):
+        raise YoyoError("config.json: text_config holds no settings of a language model.")
     return config
 
 
@@ -124,9 +126,13 @@ def model_class(config: "PretrainedConfig") -> tuple[str, Any]:
 
     name = (config.architectures or ["AutoModelForCausalLM"])[0]
     found = getattr(transformers, name, None)
-    if not isinstance(found, type) or not (
-        issubclass(found, transformers.PreTrainedModel)
-        or (name.startswith("Auto") and hasattr(found, "from_config"))
+    if (
+        name.endswith("PreTrainedModel")
+        or not isinstance(found, type)
+        or not (
+            issubclass(found, transformers.PreTrainedModel)
+            or (name.startswith("Auto") and hasattr(found, "from_config"))
+        )
     ):
         raise YoyoError(
             f"config.json: architectures names {name}; transformers {transformers.__version__} "

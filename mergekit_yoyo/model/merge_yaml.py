@@ -114,10 +114,14 @@ def _check_bounds(config: "MergeConfiguration", inputs: list[ModelName], source:
         slices += module.slices or []
     for taken in (taken for part in slices for taken in part.sources):
         first, end = taken.layer_range
-        if end - first > MOST_LAYERS:
-            raise YoyoError(
-                f"{source}: layer_range [{first}, {end}] of {taken.model} is deeper than any model."
-            )
+        said = f"{source}: layer_range [{first}, {end}] of {taken.model}"
+        if not 0 <= first < end:
+            raise YoyoError(f"{said} takes no layer: expected [first, end], end not included.")
+        if end > MOST_LAYERS:
+            raise YoyoError(f"{said} is deeper than any model.")
+    deep = sum(end - first for part in slices for first, end in [part.sources[0].layer_range])
+    if deep > MOST_LAYERS:
+        raise YoyoError(f"{source}: {deep:,} layers are more than any model has.")
 
 
 def references(config: "MergeConfiguration") -> "list[ModelReference]":

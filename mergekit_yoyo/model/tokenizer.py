@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from mergekit_yoyo.errors import YoyoError
 from mergekit_yoyo.model.json_files import read_tokenizer
 from mergekit_yoyo.outside import read_json, read_text
 
@@ -49,19 +50,48 @@ def has_tokenizer(folder: Path) -> bool:
 
 
 def chat_template(folder: Path) -> str | None:
-    """The chat template that transformers would use: the default one where there are several."""
+    """The chat template that transformers would use: the default one where there are several.
+
+    Raises:
+        YoyoError: what stands in its place is no text, nor texts by name.
+    """
     file = folder / "chat_template.jinja"
     if file.is_file():
         return read_text(file)
-    template = tokenizer_setting(folder, "chat_template")
+    template = _setting(folder, "chat_template")
     if isinstance(template, list):  # several by name
-        named = {entry["name"]: entry["template"] for entry in template}
+        try:
+            named = {str(entry["name"]): entry["template"] for entry in template}
+        except (KeyError, TypeError):
+            raise _no_template(folder) from None
         template = named.get("default", next(iter(named.values()), None))
-    return None if template is None else str(template)
+    if template is not None and not isinstance(template, str):
+        raise _no_template(folder)
+    return template
+
+
+def _no_template(folder: Path) -> YoyoError:
+    return YoyoError(
+        f"{folder / 'tokenizer_config.json'}: chat_template: expected a text, or a list of "
+        "{name, template}."
+    )
 
 
 def tokenizer_setting(folder: Path, key: str) -> Any:
-    """What tokenizer_config.json says of `key`; of a special token, its text."""
+    """What tokenizer_config.json says of `key`; of a special token, its text.
+
+    Raises:
+        YoyoError: it is neither a text nor a number.
+    """
+    value = _setting(folder, key)
+    if isinstance(value, dict | list):
+        raise YoyoError(
+            f"{folder / 'tokenizer_config.json'}: {key}: expected a text; got {str(value)[:40]}."
+        )
+    return value
+
+
+def _setting(folder: Path, key: str) -> Any:
     file = folder / "tokenizer_config.json"
     value = read_json(file).get(key) if file.is_file() else None
     return value.get("content") if isinstance(value, dict) else value

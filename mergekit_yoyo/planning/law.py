@@ -126,7 +126,7 @@ def account(tasks: Iterable[Any], layers: Sequence[Layers], readers: Sequence[Re
             place = place_of(reader, name, layers)
             if place is not None and _cut(place, reader.model):
                 continue
-            if place is None and (reader.renamed(name) in arrive() or _is_tied(reader, name, arrive())):
+            if place is None and _arrives(reader, name, arrive()):
                 continue
             result.lost.append(Lost(reader.model, name, place))
     if result.lost:
@@ -161,11 +161,10 @@ def _cut(place: Place, model: ModelReference) -> bool:
     return place.index < module.counts[model] and place.index not in module.taken[model]
 
 
-def _is_tied(reader: Reader, name: str, arrive: set[str]) -> bool:
-    """Whether the model class says that a tensor is the same as one that arrives."""
-    return reader.sources is not None and bool(
-        reader.sources.tied_to(reader.renamed(name)) & arrive
-    )
+def _arrives(reader: Reader, name: str, arrive: set[str]) -> bool:
+    """Whether a tensor arrives by its class's name, or the class says it is one that does."""
+    new, sources = reader.renamed(name), reader.sources
+    return new in arrive or (sources is not None and bool(sources.tied_to(new) & arrive))
 
 
 def _measure(result: Account, readers: Mapping[ModelReference, Reader]) -> None:

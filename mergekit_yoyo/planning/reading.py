@@ -42,7 +42,7 @@ class Reader:
         self.names = index.tensor_paths
         self.trusts: bool = LoaderCache().trust_remote_code
         self._infos: dict[str, dict[str, TensorInfo]] = {}
-        self._open: dict[tuple[Path, str], Any] = {}
+        self._open: dict[tuple[str, str], Any] = {}
         self._lock = Lock()
 
     @cached_property
@@ -122,12 +122,12 @@ class Reader:
 
     def info(self, name: str) -> TensorInfo | None:
         """Shape and dtype of a tensor; None if only its name is at hand."""
-        file = Path(self.index.base_path) / self.names[name]
-        if file.suffix != ".safetensors" or not file.is_file():
-            return None
-        if str(file) not in self._infos:
-            self._infos[str(file)] = dict(read_header(file))
-        return self._infos[str(file)].get(name)
+        held = self.names[name]  # of thousands of experts in the same few files: no path for each
+        if held not in self._infos:
+            file = Path(self.index.base_path) / held
+            readable = file.suffix == ".safetensors" and file.is_file()
+            self._infos[held] = dict(read_header(file)) if readable else {}
+        return self._infos[held].get(name)
 
     def loads(
         self, weight: WeightInfo, info: Callable[[str], TensorInfo | None] | None = None
@@ -155,15 +155,16 @@ class Reader:
         mergekit's own loader lists all names of a file for every tensor that it reads: minutes for
         thousands of experts in one file.
         """
-        path = Path(self.index.base_path) / self.names[name]
-        if path.suffix != ".safetensors":
+        file = self.names[name]
+        if not file.endswith(".safetensors"):
             tensor: torch.Tensor = LoaderCache().get(self.model).get_tensor(name, device=device)
             return tensor
         with self._lock:
-            key = (path, device)
+            key = (file, device)
             if key not in self._open:
                 while len(self._open) >= _OPEN_FILES:
                     self._open.pop(next(iter(self._open)))
+                path = Path(self.index.base_path) / file
                 self._open[key] = safe_open(path, framework="pt", device=device)
             opened = self._open[key]
         tensor = opened.get_tensor(name)

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable
 from typing import NamedTuple, Protocol, TypeVar
 
-_LAYER = re.compile(r"^(?:.*\.)?(?:layers|h|blocks?)\.(\d+)\.(.+)$")
+_LAYER = re.compile(r"^(?:.*\.)?(?:layers|h|blocks?)\.(\d{1,9})\.(.+)$")
 # How far into its layer a kind stands, by the first expression that it matches; and the same of the
 # modules of one stage, in order.
 _STAGES = (

@@ -1,6 +1,7 @@
 """Reads a merge's record back: complete, unfinished, or cut off in its last line by a crash."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -12,7 +13,14 @@ from pydantic import BaseModel, ValidationError
 
 from mergekit_yoyo.errors import YoyoError, explain_invalid
 from mergekit_yoyo.outside import check_regular, check_size, load_json
-from mergekit_yoyo.record.schema import BOUNDS, COLUMNS, SCHEMA_VERSION, Header, TensorLine
+from mergekit_yoyo.record.schema import (
+    BOUNDS,
+    COLUMNS,
+    SCHEMA_VERSION,
+    Header,
+    Scalar,
+    TensorLine,
+)
 
 _BYTES = 2**30  # a record of 30,000 tensors has 40 MB
 _MOST = 2**63  # of anything counted
@@ -77,7 +85,7 @@ def read_record(path: Path) -> Record:
             tensor = tensor.model_copy(update={"inputs": header.inputs})
         if tensor.name in names:
             raise YoyoError(f"{path}, line {number}: {tensor.name} is there twice.")
-        if wrong := _misfit(tensor):
+        if wrong := _unknown_inputs(tensor, header) or _misfit(tensor):
             raise YoyoError(f"{path}, line {number}: {tensor.name}: {wrong}.")
         names.add(tensor.name)
         tensors.append(tensor)
@@ -115,13 +123,20 @@ def _impossible_header(header: Header) -> str:
         return f"inputs: expected the names of models, each once; got {header.inputs}"
     if header.tensors is not None and not 0 <= header.tensors < _MOST:
         return f"tensors: expected a count; got {header.tensors}"
-    for name, value in header.parameters.items():
-        if isinstance(value, int | float) and not abs(value) < _MOST:
-            return f"parameters.{name}: no option can be {str(value)[:24]}"
+    if wrong := _impossible_option(header.parameters):
+        return wrong
     try:
         datetime.fromisoformat(header.started)
     except ValueError:
         return f"started: expected a date (ISO 8601); got {header.started!r}"
+    return ""
+
+
+def _impossible_option(parameters: Mapping[str, Scalar]) -> str:
+    for name, value in parameters.items():
+        if isinstance(value, int | float) and not abs(value) < _MOST:
+            said = f"{value:.3g}" if isinstance(value, float) else "so large an integer"
+            return f"parameters.{name}: no option can be {said}"
     return ""
 
 
@@ -147,6 +162,16 @@ def _no_line(
     return YoyoError(f"{path}, line {number}: not a line of a record ({said}).")
 
 
+def _unknown_inputs(tensor: TensorLine, header: Header) -> str:
+    """What is wrong with the inputs of a line, or nothing."""
+    names = tensor.inputs or []
+    if not names or len(set(names)) < len(names):
+        return f"inputs: expected the names of models, each once; got {names}"
+    if header.tensors is not None and (more := set(names) - set(header.inputs)):
+        return f"inputs: {min(more)} is none of the merge"
+    return _impossible_option(tensor.parameters)
+
+
 def _misfit(tensor: TensorLine) -> str:
     """What does not fit together in a line, or nothing."""
     inputs, problems = len(tensor.inputs or ()), len(tensor.weights)
@@ -154,7 +179,7 @@ def _misfit(tensor: TensorLine) -> str:
         rows, width = getattr(tensor, column), per.width(inputs)
         if rows is None or (not rows and not problems):
             continue
-        if len(rows) != problems or (width and any(len(row) != width for row in rows)):
+        if len(rows) != problems or (width is not None and any(len(row) != width for row in rows)):
             return f"expected {problems}{f' x {width}' if width else ''} {column}"
     if any(not 0 <= size < _MOST for size in tensor.shape) or math.prod(tensor.shape) >= _MOST:
         return f"no tensor has the shape {tensor.shape}"

@@ -20,6 +20,7 @@ from mergekit_yoyo.errors import YoyoError
 from mergekit_yoyo.record.schema import Header, Scalar, TensorLine
 from mergekit_yoyo.staging import write_files
 
+_BEGINNING = '{"line":"header"'  # of every record
 _PACKAGES = ("mergekit-yoyo", "mergekit", "torch", "transformers")
 
 
@@ -159,9 +160,24 @@ def _unwritable(record: _Record, error: OSError) -> YoyoError:
 def _check_writable(path: Path) -> None:
     if path.is_dir():
         raise YoyoError(f"report: {path} is a folder; expected a file, such as report.jsonl.")
+    if path.exists() and not (path.is_file() and _is_record(path)):
+        raise YoyoError(
+            f"report: {path} is there already and is no record of a merge: it would be "
+            "overwritten. Choose another path."
+        )
     existing = next(folder for folder in path.parents if folder.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         raise YoyoError(f"report: nothing can be written to {existing}. Choose another path.")
+
+
+def _is_record(path: Path) -> bool:
+    """Whether a file is a record as far as its first bytes tell, or empty."""
+    beginning = _BEGINNING.encode()
+    try:
+        with path.open("rb") as file:
+            return file.read(len(beginning)) in (b"", beginning)
+    except OSError:  # it is told when it is written
+        return True
 
 
 def _header(record: _Record, line: TensorLine) -> Header:

@@ -13,11 +13,12 @@ from enum import Enum
 from itertools import combinations
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Strict
 
 SCHEMA_VERSION = 1
 
-Number = float | None
+Number = Annotated[float, Strict()] | None  # "nan" is a text
+_Count = Annotated[int, Strict()]  # and true is none
 Scalar = str | float | int | bool | None
 Rows = list[list[Number]]
 FindingKind = Literal["rejected", "identical", "not_converged", "alone"]
@@ -56,7 +57,7 @@ class Header(_Line):
     started: str
     inputs: list[str]
     base: str | None = None
-    tensors: int | None = None
+    tensors: _Count | None = None
     parameters: dict[str, Scalar]
     yaml: str | None = None
 
@@ -99,7 +100,7 @@ class TensorLine(_Line):
 
     line: Literal["tensor"] = "tensor"
     name: str
-    shape: list[int]
+    shape: list[_Count]
     dtype: str
     inputs: list[str] | None = None
     parameters: dict[str, Scalar] = {}
@@ -111,13 +112,13 @@ class TensorLine(_Line):
     priors: Annotated[Rows | None, Per.INPUT] = None
     center_weights: Annotated[Rows | None, Per.INPUT] = None
     rounding: Annotated[list[Number] | None, Per.PROBLEM] = None
-    rank: Annotated[list[int] | None, Per.PROBLEM] = None
+    rank: Annotated[list[_Count] | None, Per.PROBLEM] = None
     energy: Annotated[list[Number] | None, Per.PROBLEM] = None
     energy_scale: Annotated[list[Number] | None, Per.PROBLEM] = None
     strength: Annotated[list[Number] | None, Per.PROBLEM] = None
     condition_number: Annotated[list[Number] | None, Per.PROBLEM] = None
     recalled: Annotated[Rows | None, Per.INPUT] = None
-    iterations: Annotated[list[int], Per.PROBLEM] = []
+    iterations: Annotated[list[_Count], Per.PROBLEM] = []
     warnings: list[Finding] = []
 
 

@@ -18,8 +18,9 @@ from mergekit_yoyo.scores.results import UNSTATED, ModelResult, Score, TaskResul
 from mergekit_yoyo.scores.statistics import is_share
 from mergekit_yoyo.seven_tasks import BENCHMARKS
 
+MARKDOWN_BYTES = 2**18  # of a page: cards with tables have a tenth of it
 _LOWER = " (lower is better)"
-_POSITIVE = r"\d*\.?\d+(?:e[-+]\d\d)?"
+_POSITIVE = r"(?:\d+(?:\.\d+)?|\.\d+)(?:e[-+]\d\d)?"
 _NUMBER = re.compile(rf"(?P<value>-?{_POSITIVE})(\s*±\s*(?P<stderr>{_POSITIVE}))?\s*\*?")
 _EMPTY = ("", "-", "—")
 

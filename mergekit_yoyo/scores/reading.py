@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from mergekit_yoyo.errors import YoyoError, explain_invalid, nearest
 from mergekit_yoyo.measured import KEY, Measured
 from mergekit_yoyo.outside import load_json, read_text
-from mergekit_yoyo.scores.markdown import read_markdown
+from mergekit_yoyo.scores.markdown import MARKDOWN_BYTES, read_markdown
 from mergekit_yoyo.scores.measures import measures_of
 from mergekit_yoyo.scores.quantities import Measure, MeasureColumn
 from mergekit_yoyo.scores.results import (
@@ -90,10 +90,9 @@ def _read(path: Path) -> list[ModelResult]:
         return [result for file in files for result in _read(file)]
     if not path.exists():
         raise YoyoError(f"{path}: no such file or folder.")
-    text = read_text(path)
     if path.suffix == ".md":
-        return read_markdown(path, text)
-    data = load_json(text, path)
+        return read_markdown(path, read_text(path, MARKDOWN_BYTES))
+    data = load_json(read_text(path), path)
     if isinstance(data, dict) and isinstance(data.get("results"), dict):
         return [_read_harness(path, data)]
     if isinstance(data, dict) and data and all(_is_task_entry(entry) for entry in data.values()):
@@ -121,9 +120,13 @@ class _Counts(BaseModel):
     original: _Count | None = None
 
 
+class _Quantization(BaseModel):
+    label: _Name | None = None
+
+
 class _Config(BaseModel):
     model_args: str | dict[str, Any] | None = None
-    quantization: dict[str, Any] | None = None
+    quantization: _Quantization | None = None
 
 
 class _Harness(BaseModel):
@@ -218,7 +221,9 @@ def _tasks(path: Path, data: dict[str, Any], *, required: bool = True) -> dict[s
         better = (data.get("higher_is_better") or {}).get(task) or {}
         items, size = _counts(task, data)
         version = (data.get("versions") or {}).get(task)
-        samples = path.with_name(path.stem.replace("results_", f"samples_{task}_", 1) + ".jsonl")
+        # a task's name may be a path, which no file of samples has
+        known = path.stem.replace("results_", f"samples_{Path(task).name}_", 1) + ".jsonl"
+        samples = path.with_name(known)
         results[task] = TaskResult(
             metrics=scores,
             items=items,
@@ -229,7 +234,7 @@ def _tasks(path: Path, data: dict[str, Any], *, required: bool = True) -> dict[s
                 name for name in scores if better.get(name.split(",")[0]) is False
             ),
             dataset=_dataset((data.get("configs") or {}).get(task) or {}),
-            samples=samples if samples.exists() else None,
+            samples=samples if "/" not in task and samples.exists() else None,
         )
     if not results and required:
         raise YoyoError(f"{path}: no scores in this result file.")

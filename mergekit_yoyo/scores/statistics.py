@@ -26,6 +26,7 @@ _PROPORTIONS = ("acc", "exact_match", UNSTATED)
 SIGNIFICANCE = 0.05
 MCNEMAR, FISHER, STUDENT = "McNemar's exact test", "Fisher's exact test", "Student's paired t"
 NORMAL, RANDOMIZATION = "a normal error", "approximate randomization"
+_LARGEST = 1e100  # of an item's score
 _DRAWS = 100_000
 
 ItemKey = tuple[int, str | None]
@@ -203,7 +204,7 @@ def _item_scores(path: Path, metric: str) -> dict[ItemKey, float]:
     return {
         item_key(sample): float(sample[name])
         for sample in read_samples(path, metric)
-        if isinstance(sample.get(name), int | float)
+        if isinstance(sample.get(name), int | float) and abs(sample[name]) < _LARGEST
     }
 
 
@@ -220,10 +221,13 @@ def read_samples(path: Path, metric: str) -> Iterator[dict[str, Any]]:
     """
     wanted = metric.partition(",")[2] or "none"
     check_regular(path)
-    with path.open(encoding="utf-8") as lines:
+    with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             sample = load_json(line, f"{path}, line {number}")
             if not isinstance(sample, dict) or "doc_id" not in sample:
                 raise YoyoError(f"{path}, line {number}: not a sample of lm-eval (no doc_id).")
+            for part in item_key(sample):
+                if isinstance(part, dict | list):
+                    raise YoyoError(f"{path}, line {number}: {str(part)[:40]} names no item.")
             if sample.get("filter", "none") == wanted:
                 yield sample
