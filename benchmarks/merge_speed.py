@@ -42,6 +42,34 @@ def seconds(command: list[str], folder: Path) -> float:
     return elapsed
 
 
+def stages(file: Path, folder: Path) -> dict[str, float]:
+    """Seconds that our command spends on each stage, by what it says when it begins one."""
+    begins = {
+        "importing": "",
+        "looking and planning": "looking",
+        "reading, computing and writing": "merging",
+        "putting in place": f"{folder / 'out'}: merged",
+    }
+    command = [*PROGRAMS["mergekit-yoyo merge"], str(file), str(folder / "out")]
+    start = time.perf_counter()
+    process = subprocess.Popen(
+        [*command, "--no-copy-tokenizer"],
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    times = {"importing": start}
+    for line in process.stdout or ():
+        for stage, said in begins.items():
+            if stage not in times and line.startswith(said):
+                times[stage] = time.perf_counter()
+    process.wait()
+    subprocess.run(["rm", "-rf", str(folder / "out")], check=True)
+    ends = [*list(times.values())[1:], time.perf_counter()]
+    return {stage: end - times[stage] for stage, end in zip(times, ends, strict=True)}
+
+
 def floor(models: list[Path], folder: Path) -> float:
     """Seconds to read the inputs and to write one output's worth of bytes, synced."""
     files = [model / "model.safetensors" for model in models]
@@ -81,13 +109,18 @@ def main(rounds: int, write: bool) -> None:
                     click.echo(
                         f"{method}, round {k + 1}: {program} {best[program]:.1f} s", err=True
                     )
+            parts = stages(file, folder)
             theirs, ours = best.values()
             rows.append(
                 f"| {method} | {theirs:.1f} s ({theirs / copies:.1f}) "
                 f"| {ours:.1f} s ({ours / copies:.1f}) | {ours / theirs:.2f} |"
             )
     head = "| method | mergekit-yaml (floors) | mergekit-yoyo merge (floors) | ratio |"
-    last = f"\n{parameters / 1e6:.0f} M parameters; the floor is {copies:.1f} s."
+    spent = ", ".join(f"{stage} {part / copies:.1f}" for stage, part in parts.items())
+    last = (
+        f"\n{parameters / 1e6:.0f} M parameters; the floor is {copies:.1f} s. Of ours with "
+        f"yoyo_fusion, in floors: {spent}."
+    )
     show([head, "|---|---:|---:|---:|", *rows, last], "merge.md", "merge-speed", write=write)
 
 

@@ -142,7 +142,12 @@ class Table:
         """Whether a method stands in it."""
         if self.small and not method.small:
             return False
-        return method.only in (None, self.count) and (method.broken or not self.spoiled)
+        if (self.spoiled and not method.broken) or method.only not in (None, self.count):
+            return False
+        if self.base == REAL[0]:
+            return method.counts or self.count < 5
+        searched = len(method.settings) > 1  # with a broken model no setting helps
+        return method.counts and method.only is None and not (self.spoiled and searched)
 
 
 def fill(wanted: Table, methods: Sequence[Method], cache: Path) -> dict[str, Losses]:

@@ -29,7 +29,8 @@ class Method:
         label: in the table.
         settings: by name; one of the name "" is the method as it comes.
         group: 0 ours, 1 mergekit's, 2 papers'.
-        only: the number of experts with which it is shown; None: any.
+        only: the number of experts with which it is shown, of the first base; None: any, of any.
+        counts: it is shown with any number of any base; else of the first with two and three.
         broken: whether it is shown with a broken further model.
         small: whether `--small` has it.
     """
@@ -38,6 +39,7 @@ class Method:
     settings: Mapping[str, Merge]
     group: int
     only: int | None = None
+    counts: bool = True
     broken: bool = False
     small: bool = False
 
@@ -147,13 +149,13 @@ _VARIANTS: dict[str, dict[str, object]] = {
 METHODS = [
     Method("linear", {"": mergekits("linear", based=False)}, 1, broken=True, small=True),
     Method("recall, base as anchor", _recall(anchored=True), 0, broken=True, small=True),
-    Method("recall, base as anchor, ridge 3", _recall(anchored=True, ridge=3.0), 0, broken=True),
+    Method("recall, base as anchor, ridge 3", _recall(anchored=True, ridge=3.0), 0),
     Method("recall, base as anchor, prior 1", _recall(anchored=True, recall_prior=1.0), 0, only=3),
     Method("recall", _recall(), 0, broken=True, small=True),
-    Method("recall, ridge 3", _recall(ridge=3.0), 0, broken=True),
+    Method("recall, ridge 3", _recall(ridge=3.0), 0),
     Method("recall, twice the strength", _recall(recall_strength=4.0), 0, only=3),
     Method("tukey", {"": ours()}, 0, broken=True, small=True),
-    Method("tukey, base as anchor", {"": ours(anchored=True)}, 0, only=3, broken=True),
+    Method("tukey, base as anchor", {"": ours(anchored=True)}, 0, only=3),
     *(
         Method(f"tukey, {label}", {"": ours(**options)}, 0, only=3, broken="center" in options)
         for label, options in _VARIANTS.items()
@@ -168,10 +170,8 @@ METHODS = [
     Method("ties", _grid("ties"), 1, broken=True),
     Method("dare_ties", _grid("dare_ties", normalize=True), 1, only=3),
     Method("della", _grid("della", normalize=True), 1, only=3),
-    Method(
-        "sce", {f"top {k:g}": mergekits("sce", select_topk=k) for k in (0.5, 1.0)}, 1, broken=True
-    ),
-    Method("model_stock", {"": mergekits("model_stock")}, 1, only=3, broken=True),
+    Method("sce", {f"top {k:g}": mergekits("sce", select_topk=k) for k in (0.5, 1.0)}, 1),
+    Method("model_stock", {"": mergekits("model_stock")}, 1, only=3),
     Method("karcher", {"": mergekits("karcher", based=False)}, 1, only=3),
     Method("multislerp", {"": mergekits("multislerp", based=False)}, 1, only=3),
     Method(
@@ -181,10 +181,10 @@ METHODS = [
         only=2,
     ),
     Method("arcee_fusion", {"": _first_is_base}, 1, only=2),
-    Method("TSV-M", of_matrices(rivals.tsv_m, 0.65, 1.0), 2, broken=True),
-    Method("Iso-C", of_matrices(rivals.iso_c, 0.65, 1.0), 2),
+    Method("TSV-M", of_matrices(rivals.tsv_m, 0.65, 1.0), 2),
+    Method("Iso-C", of_matrices(rivals.iso_c, 0.65, 1.0), 2, counts=False),
     Method("Iso-CTS", of_matrices(rivals.iso_cts, 0.65, 1.0), 2, only=3),
-    Method("SVC of task arithmetic", of_matrices(rivals.svc, 0.5, 0.8), 2),
+    Method("SVC of task arithmetic", of_matrices(rivals.svc, 0.5, 0.8), 2, counts=False),
     Method("WUDI", of_matrices(rivals.wudi), 2, only=3),
-    Method("RegMean, with the inputs", of_matrices(rivals.regmean, reads=True), 2),
+    Method("RegMean, with the inputs", of_matrices(rivals.regmean, reads=True), 2, counts=False),
 ]

@@ -84,7 +84,7 @@ class Reader:
         """
         config = self.config  # a file that cannot be read is not a class that is not known
         try:
-            return Sources(config, self.names)
+            return _resolved(config, frozenset(self.names))
         except Exception as error:  # of any kind: custom classes fail in their own ways
             LOG.warning("%s: packed or renamed tensors are not looked up: %s", self.model, error)
             return None
@@ -176,6 +176,21 @@ class Reader:
 
 
 _readers: dict[ModelReference, Reader] = {}
+
+
+_same: dict[tuple[type, str, frozenset[str]], Sources] = {}
+_KEPT = 8  # of _same: a merge's inputs seldom are of more kinds than one
+
+
+def _resolved(config: Any, names: frozenset[str]) -> Sources:
+    """The names of a checkpoint resolved for its class, once for all that say the same: a second a
+    model of thousands of experts."""
+    key = (type(config), str(config.to_dict()), names)
+    if key not in _same:
+        while len(_same) >= _KEPT:
+            del _same[next(iter(_same))]
+        _same[key] = Sources(config, names)
+    return _same[key]
 
 
 def opened_reader(model: object) -> Reader | None:
