@@ -48,7 +48,7 @@ def stages(file: Path, folder: Path) -> dict[str, float]:
         "importing": "",
         "looking and planning": "looking",
         "reading, computing and writing": "merging",
-        "putting in place": f"{folder / 'out'}: merged",
+        "ending": f"{folder / 'out'}: merged",
     }
     command = [*PROGRAMS["mergekit-yoyo merge"], str(file), str(folder / "out")]
     start = time.perf_counter()

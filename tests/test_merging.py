@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import CliRunner
 from finish_fixtures import (
     files_of,
@@ -18,6 +19,7 @@ from finish_fixtures import (
     write_checkpoint,
     write_tokenizer,
 )
+from safetensors import safe_open
 
 from mergekit_yoyo.cli import main
 from mergekit_yoyo.record.reading import read_record
@@ -169,6 +171,8 @@ def rows_by_token(folder: Path) -> dict[str, dict[str, bytes]]:
 KILLER = """
 import json, os, signal, sys
 import mergekit.merge, mergekit_yoyo.merging.worker, mergekit_yoyo.finish, mergekit_yoyo.inspection
+from safetensors import safe_open
+
 from mergekit_yoyo.cli import main
 
 def run(arguments, point):
@@ -364,7 +368,7 @@ def test_the_record_is_that_of_mergekit_whoever_computes_and_however_often_it_st
     read = read_record(record)  # of the first part: the second was journaled only
     assert read.tensors
     assert len(read.tensors) + read.missing == whole[0]["tensors"]
-    record.write_text("of an earlier merge")
+    record.write_text('{"line":"header","of":"an earlier merge"}\n')
     failed = run_ours({target: text}, tmp_path, ["--workers", "1", "--out-shard-size", "20k"])
     assert not any(failed.values()), failed
     assert record_lines(record) == whole
@@ -506,3 +510,62 @@ def test_the_options_are_mergekits() -> None:
     ours = {name.replace("-", "_") for name, *_ in MERGEKIT_OPTIONS}
     assert ours | left_out == set(MergeOptions.model_fields)
     assert not ours & left_out
+
+
+@pytest.fixture
+def merged_not_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A merge whose process ended when it was merged and not yet finished; gives its YAML."""
+    monkeypatch.chdir(tmp_path)
+    experts = Path(__file__).parents[1] / "examples" / "experts"
+    listed = "".join(f"- model: {experts / name}\n" for name in ("code", "german"))
+    file = tmp_path / "merge.yml"
+    file.write_text(f"merge_method: linear\nmodels:\n{listed}parameters: {{weight: 0.5}}\n")
+    code = (
+        "import os, sys\n"
+        "from mergekit_yoyo.merging.journal import Journal\n"
+        "own = Journal.append\n"
+        "def append(journal, line):\n"
+        "    own(journal, line)\n"
+        "    if getattr(line, 'stage', '') == 'merged':\n"
+        "        os._exit(9)\n"
+        "Journal.append = append\n"
+        "from mergekit_yoyo.cli import main\n"
+        "main(['merge', 'merge.yml', 'out', '--workers', '1', '-q'])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=False)
+    assert done.returncode == 9
+    assert not (tmp_path / "out").exists()
+    return file
+
+
+def test_what_is_merged_is_held_against_its_yaml(merged_not_finished: Path) -> None:
+    text = merged_not_finished.read_text()
+    merged_not_finished.write_text(text.replace("0.5", "0.1"))
+    done = merge_in_process(merged_not_finished.parent)
+    assert done.returncode == 2
+    assert "holds the beginning of another merge; changed: the YAML" in done.stderr
+    assert not merged_not_finished.with_name("out").exists()
+    merged_not_finished.write_text(text)
+    assert merge_in_process(merged_not_finished.parent).returncode == 0
+
+
+def test_what_is_merged_is_verified(merged_not_finished: Path) -> None:
+    root = merged_not_finished.parent
+    file = root / ".out.merging" / "out" / "model.safetensors"
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-3] + bytes([whole[-3] ^ 0xFF]) + whole[-2:])
+    done = merge_in_process(root)
+    assert done.returncode == 0, done.stderr
+    assert "not as it was written: merged again" in done.stderr
+    with safe_open(root / "out" / "model.safetensors", framework="pt") as opened:
+        found = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    file.parent.mkdir(parents=True)
+    file.write_bytes(whole)
+    with safe_open(file, framework="pt") as opened:
+        for name, tensor in found.items():
+            assert torch.equal(tensor, opened.get_tensor(name)), name
+
+
+def merge_in_process(root: Path) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "mergekit_yoyo", "merge", "merge.yml", "out", "--workers", "1"]
+    return subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)

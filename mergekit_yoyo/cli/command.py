@@ -124,7 +124,9 @@ def size_in_bytes(option: str, text: str | None) -> int | None:
     from huggingface_hub.serialization._base import parse_size_to_int
 
     try:
-        return int(parse_size_to_int(text.upper()))
+        if (size := int(parse_size_to_int(text.upper()))) > 0:
+            return size
+        raise ValueError
     except ValueError:
         raise YoyoError(f"{option}: expected a size such as 16GB; got {text}.") from None
 

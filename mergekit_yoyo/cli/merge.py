@@ -1,7 +1,7 @@
 """`mergekit-yoyo merge`: the whole road of a merge in one command."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -18,6 +18,9 @@ from mergekit_yoyo.errors import YoyoError
 from mergekit_yoyo.merging.early import start_server
 from mergekit_yoyo.merging.importing import import_mergekit
 from mergekit_yoyo.progress import Progress
+
+if TYPE_CHECKING:
+    from mergekit.options import MergeOptions
 
 # What is done with a file of several stages, each of which would be a merge of its own.
 SEVERAL_STAGES: dict[Kind, str] = {
@@ -104,6 +107,10 @@ def command(
       mergekit-yoyo merge merge.yml ./merged --workers 8 --memory 64GB
       mergekit-yoyo merge merge.yml ./merged --ray auto
     """
+    if ray and memory:
+        raise YoyoError("--memory bounds the workers of this machine; a Ray node has its own.")
+    if not (no_finish or mergekits["write_model_card"]):
+        raise YoyoError("--no-write-model-card: finishing needs and writes it. Add --no-finish.")
     target = output_folder(target, output, "mergekit-yoyo merge YAML FOLDER")
     if not ray and workers != 1:
         start_server()
@@ -131,7 +138,7 @@ def command(
         notes.extend(plan.notes)
 
     with shown_progress() as progress:
-        _look(file, target, progress, force=force)
+        _look(file, target, progress, options, force=force)
         merged = merge(
             merge_yaml,
             target,
@@ -147,18 +154,31 @@ def command(
     click.echo(f"{target}: {merged}.{publish}")
 
 
-def _look(file: Path, target: Path, progress: Progress, *, force: bool) -> None:
-    """What `inspect --quick` finds: errors stop the merge, unless it is forced."""
+def _look(
+    file: Path, target: Path, progress: Progress, options: "MergeOptions", *, force: bool
+) -> None:
+    """What `inspect --quick` finds: errors stop the merge, unless it is forced, or options of
+    mergekit ask for just that."""
     from mergekit_yoyo.inspection import inspect
+    from mergekit_yoyo.merging.place import workplace_of
     from mergekit_yoyo.planning import planning
 
     progress.begin("looking at the inputs")
     with planning("mends"):  # as the merge will be planned
         seen = inspect(file, quick=True, output=target)
+    wanted: tuple[str, ...] = ()
+    wanted += ("model_type differs", "architectures differs") if options.allow_crimes else ()
+    if options.unsafe_truncate_embeddings:
+        wanted += ("shapes differ",)
+    if workplace_of(target).journal.exists():  # what is left to write is asked for later
+        wanted += ("disk:",)
+    failed = False
     for level in ("error", "warning"):
         for text in seen.of_level(level):
-            progress.say(f"{level}: {text}")
-    if seen.failed and not force:
+            overruled = text.startswith(wanted)
+            failed |= level == "error" and not overruled
+            progress.say(f"{'warning' if overruled else level}: {text}")
+    if failed and not force:
         raise YoyoError(
             f"{file}: the merge would fail, or not be what the file says (above). Mend that, or "
             "merge all the same with --force."
@@ -170,7 +190,9 @@ def _as_mergekit_has_them(options: dict[str, Any]) -> dict[str, Any]:
 
     size = options["out_shard_size"]
     try:
-        return {**options, "out_shard_size": parse_kmb(size)}
+        if (parsed := parse_kmb(size)) < 1:
+            raise ValueError
+        return {**options, "out_shard_size": parsed}
     except (RuntimeError, ValueError):
         raise YoyoError(
             f"--out-shard-size: expected a number with K, M or B behind it, such as 5B; got {size}."

@@ -16,7 +16,7 @@ from uuid import uuid4
 import mergekit.merge
 from mergekit.common import ModelReference
 from mergekit.graph import Executor, Task
-from mergekit.io.tasks import SaveTensor
+from mergekit.io.tasks import LoaderCache, SaveTensor
 from mergekit.options import MergeOptions
 from mergekit.tokenizer import BuildTokenizer
 
@@ -133,16 +133,8 @@ class PartExecutor:
         vocabulary = next((len(value.tokenizer.get_vocab()) for _, value in known), None)
         sizes = Sizes(stored, vocabulary)
         outputs = [sizes.output(save) for save in saves]
-        identity = Identity(
-            yaml=self._yaml,
-            options={
-                name: value
-                for name, value in self._options.model_dump(mode="json").items()
-                if name not in _OF_SPEED
-            },
-            versions={package: version(package).split("+")[0] for package in _PACKAGES},
-            inputs={str(model): found.identity() for model, found in stored.items()},
-        )
+        inputs = {str(model): found.identity() for model, found in stored.items()}
+        identity = _identity_of(self._yaml, self._options, inputs)
         layout = self._journal.layout
         if layout is None:
             parts = lay_out(
@@ -154,11 +146,7 @@ class PartExecutor:
             names = {part.file: [o.name for o in part.outputs] for part in parts}
             self._journal.begin(Layout(identity=identity, parts=names))
             return parts
-        if changed := changes(layout.identity, identity):
-            raise YoyoError(
-                f"{self._journal.file.parent}: holds the beginning of another merge; changed: "
-                f"{'; '.join(changed)}. Undo that to go on, or start anew with --fresh."
-            )
+        _refuse_changes(self._journal, layout.identity, identity)
         return _as_laid_out(outputs, layout)
 
     def _drop_damaged(self, parts: Sequence[Part]) -> None:
@@ -197,6 +185,48 @@ class PartExecutor:
             return
         index = index_of(found, version("mergekit"))
         (self._folder / INDEX_FILE).write_text(json.dumps(index, indent=2), encoding="utf-8")
+
+
+def check_same(journal: Journal, yaml: str, options: MergeOptions) -> None:
+    """Refuse to go on with what a journal holds if the merge is not that one any more.
+
+    Raises:
+        YoyoError: the YAML, an option, a version or an input changed.
+    """
+    if journal.layout is None:
+        return
+    then = journal.layout.identity
+    _refuse_changes(journal, then, _identity_of(yaml, options, then.inputs))
+    LoaderCache().setup(options)
+    models = {name: ModelReference.parse(name) for name in then.inputs}
+    inputs = {
+        name: then.inputs[name] if model.lora else StoredModel(model).identity()
+        for name, model in models.items()
+    }
+    _refuse_changes(journal, then, _identity_of(yaml, options, inputs))
+
+
+def _identity_of(
+    yaml: str, options: MergeOptions, inputs: dict[str, dict[str, tuple[int, int]]]
+) -> Identity:
+    return Identity(
+        yaml=yaml,
+        options={
+            name: value
+            for name, value in options.model_dump(mode="json").items()
+            if name not in _OF_SPEED
+        },
+        versions={package: version(package).split("+")[0] for package in _PACKAGES},
+        inputs=inputs,
+    )
+
+
+def _refuse_changes(journal: Journal, then: Identity, now: Identity) -> None:
+    if changed := changes(then, now):
+        raise YoyoError(
+            f"{journal.file.parent}: holds the beginning of another merge; changed: "
+            f"{'; '.join(changed)}. Undo that to go on, or start anew with --fresh."
+        )
 
 
 def _models_of(saves: Sequence[SaveTensor]) -> list[ModelReference]:

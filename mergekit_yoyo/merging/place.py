@@ -37,7 +37,7 @@ class Workplace:
 
 def workplace_of(target: Path) -> Workplace:
     """The hidden folder that belongs to a target."""
-    target = target.absolute()
+    target = Path(os.path.normpath(target.absolute()))
     return Workplace(target, target.parent / f".{target.name}.merging")
 
 
@@ -75,6 +75,10 @@ def check_target(target: Path, *, replaces: bool = False) -> None:
     Raises:
         YoyoError: it is a file, or a folder that is not empty.
     """
+    if target.is_symlink():
+        raise YoyoError(f"{target}: this is a link. Give the folder that is meant itself.")
+    if target in (Path.cwd(), *Path.cwd().parents):
+        raise YoyoError(f"{target}: we are in this folder. Run this from outside of it (cd ..).")
     if target.exists() and not target.is_dir():
         raise YoyoError(f"{target}: expected a folder; got a file. Choose another name.")
     if not target.exists() or not any(target.iterdir()):
@@ -101,6 +105,8 @@ def put_in_place(place: Workplace, journal: Journal) -> None:
 def was_placed(place: Workplace) -> bool:
     """Whether an earlier run came to an end but for clearing up, which is done now."""
     if not place.folder.is_dir() or place.model.exists() or not place.target.is_dir():
+        return False
+    if not any(place.target.iterdir()):
         return False
     emptied = not any(place.folder.iterdir())
     if not emptied and "placing" not in Journal.read(place.journal).stages:

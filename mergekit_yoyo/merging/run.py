@@ -12,9 +12,10 @@ from mergekit.graph import Task
 from mergekit.merge import run_merge
 from mergekit.options import MergeOptions
 
-from mergekit_yoyo.merging.executor import PartExecutor, Prepared, executing
+from mergekit_yoyo.merging.executor import PartExecutor, Prepared, check_same, executing
 from mergekit_yoyo.merging.journal import Journal, Reached
 from mergekit_yoyo.merging.place import Workplace, held, put_in_place, was_placed, workplace_of
+from mergekit_yoyo.merging.verifying import is_sound
 from mergekit_yoyo.merging.workers import Crew
 from mergekit_yoyo.model.merge_yaml import MergeYaml
 from mergekit_yoyo.planning import planning
@@ -65,10 +66,15 @@ def merge(
     """
     started = time.perf_counter()
     place = workplace_of(target)
+    if not fresh:
+        check_same(Journal.read(place.journal), merge_yaml.text, options)
     if not fresh and was_placed(place):
         return Merged(place.target, 0, 0, 0, time.perf_counter() - started)
     with held(place, fresh=fresh):
         journal = Journal.read(place.journal)
+        if journal.stages == ["merged"] and not _sound(place, journal):
+            progress.say("what was merged is not as it was written: merged again")
+            journal = Journal(place.journal)
         if journal.layout is None:
             _clear(place)
         seen = Prepared(0, len(journal.done), 0)
@@ -112,6 +118,13 @@ def _compute(
     with executing(executor), planning("mends"):  # whichever method: nothing is lost
         run_merge(config, str(place.model), options, config_source=merge_yaml.text)
     return executors[0].prepared
+
+
+def _sound(place: Workplace, journal: Journal) -> bool:
+    """Whether all parts are as they were written."""
+    return all(
+        is_sound(place.model / file, done) for file, done in journal.done.items() if done.tensors
+    )
 
 
 def _clear(place: Workplace) -> None:

@@ -98,9 +98,10 @@ class Local:
         return max(1, _cores() // (self._count or 1))
 
     def _run_in_processes(self, jobs: Sequence[Job], tell: Callable[[int], None]) -> Iterator[Done]:
-        waiting = list(jobs)
-        for _ in range(TRIES):
+        waiting, tries = list(jobs), 0
+        while tries < TRIES:
             lost: list[Job] = []
+            finished = 0
             with self._pool() as pool:
                 futures: dict[Future[DonePart], Job] = {
                     pool.submit(_work, job): job for job in waiting
@@ -112,6 +113,7 @@ class Local:
                         except BrokenProcessPool:
                             lost.append(futures[future])
                             continue
+                        finished += 1
                         tell(sum(done.tensors.values()))
                         yield futures[future], done
                 except BaseException:
@@ -120,6 +122,7 @@ class Local:
             if not lost:
                 return
             waiting = lost
+            tries = 0 if finished else tries + 1  # a part that kills its worker is left at last
         raise lost_too_often(waiting)
 
     def _pool(self) -> ProcessPoolExecutor:
