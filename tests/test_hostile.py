@@ -276,6 +276,7 @@ YAMLS: dict[str, Case] = {
         "one end of a range": layers([0]),
         "layers backwards": layers([2, 1]),
         "no layers": layers([1, 1]),
+        "a thousand stages": text("---\n".join(f"name: s{k}\n{GOOD_YAML}" for k in range(1000))),
         "layers before the first": layers([-1, 1]),
         "many slices": layers(*[[0, 2000]] * 200),
         "layers without end": text(
@@ -290,6 +291,9 @@ OPTIONS: dict[str, Case] = {
         "an empty gradient": option("tukey_c: []"),
         "a filter without an end": option("tukey_c: [{filter: mlp, value: []}]"),
         "an infinite option": option("tukey_c: .inf"),
+        "a multiple of none": text(
+            GOOD_YAML + "tokenizer: {source: union, pad_to_multiple_of: 0}\n"
+        ),
         "no number": option("tukey_c: .nan"),
         "1e308": option("tukey_c: 1.0e+308"),
         "binary without end": option("tukey_c: 0b" + "1" * 90_000),

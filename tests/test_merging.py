@@ -569,3 +569,39 @@ def test_what_is_merged_is_verified(merged_not_finished: Path) -> None:
 def merge_in_process(root: Path) -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, "-m", "mergekit_yoyo", "merge", "merge.yml", "out", "--workers", "1"]
     return subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--device", "gpu"], "--device: expected cpu, cuda"),
+        (["--out-shard-size", "0"], "--out-shard-size: expected a number"),
+        (["--ray", "auto", "--memory", "4GB"], "--memory bounds the workers of this machine"),
+        (["--memory", "-5GB"], "--memory: expected a size such as 16GB; got -5GB"),
+        (["--no-write-model-card"], "Add --no-finish"),
+    ],
+)
+def test_options_that_make_no_sense(tmp_path: Path, options: list[str], said: str) -> None:
+    file = tmp_path / "merge.yml"
+    file.write_text("merge_method: linear\nmodels: [{model: a}, {model: b}]\n")
+    result = CliRunner().invoke(main, ["merge", str(file), str(tmp_path / "out"), *options])
+    assert result.exit_code == 2
+    assert said in result.output
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_link_or_the_folder_we_are_in_is_no_target(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mergekit_yoyo.errors import YoyoError
+    from mergekit_yoyo.merging.place import check_target, workplace_of
+
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(YoyoError, match="this is a link"):
+        check_target(tmp_path / "link")
+    for target in (".", "..", "../here"):
+        with pytest.raises(YoyoError, match="we are in this folder"):
+            check_target(workplace_of(Path(target)).target)

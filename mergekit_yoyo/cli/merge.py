@@ -123,6 +123,8 @@ def command(
 
     options = MergeOptions(quiet=True, **_as_mergekit_has_them(mergekits))
     merge_yaml = read_merge_yaml(file)
+    if not ray:
+        _check_device(options.device)
     notes: list[str] = []
     device = options.device or "cpu"
     crew: Cluster | Local
@@ -152,6 +154,24 @@ def command(
         note(f"note: {text}")
     publish = "" if is_quiet() else f" To publish it:\n\n  {upload_command(target)}"
     click.echo(f"{target}: {merged}.{publish}")
+
+
+def _check_device(device: str | None) -> None:
+    """Refuse a device that is not here before anything is looked at."""
+    import torch
+
+    if device in (None, "auto"):
+        return
+    try:
+        kind = torch.device(device).type
+    except RuntimeError:
+        raise YoyoError(
+            f"--device: expected cpu, cuda, cuda:1, mps or auto; got {device}."
+        ) from None
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise YoyoError(
+            "--cuda: torch sees no GPU here. Leave it out, or install a build with CUDA."
+        )
 
 
 def _look(

@@ -223,6 +223,9 @@ def _check_names(config: "MergeConfiguration") -> Iterator[Remark]:
         except RuntimeError as wrong:
             names = ["bfloat16", "float16", "float32", "float64"]
             yield error(f"{key}: {wrong}. {nearest(getattr(config, key), names)}")
+    multiple = config.tokenizer and config.tokenizer.pad_to_multiple_of
+    if multiple is not None and multiple < 1:
+        yield error(f"tokenizer.pad_to_multiple_of: expected 1 or more; got {multiple}.")
     template = config.chat_template
     if template and template != "auto" and "{" not in template:
         files = importlib.resources.files(chat_templates).iterdir()

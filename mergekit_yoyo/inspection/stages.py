@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 _BETWEEN = re.compile(r"^---[ \t]*(?:#.*)?$", re.MULTILINE)
 _NAME = re.compile(r"^name[ \t]*:.*\n?", re.MULTILINE)
+_MOST = 100  # stages: a second of planning each
 LAST = "the last stage"  # which has no name
 
 
@@ -86,7 +87,10 @@ def _documents(text: str) -> list[str]:
 def _stages(file: Path) -> dict[str, MergeYaml]:
     """The merges of a file by name, in its order."""
     stages: dict[str, MergeYaml] = {}
-    for number, text in enumerate(_documents(read_text(file)), start=1):
+    documents = _documents(read_text(file))
+    if len(documents) > _MOST:
+        raise YoyoError(f"{file}: expected at most {_MOST} stages; got {len(documents):,}.")
+    for number, text in enumerate(documents, start=1):
         source = f"{file}, stage {number}"
         data = load_yaml(text, source)
         name = data.get("name", LAST) if isinstance(data, dict) else LAST

@@ -1,13 +1,16 @@
 """The parts of a merge as tasks of a Ray cluster whose nodes share the file systems."""
 
+import os
 import socket
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from mergekit_yoyo.errors import YoyoError, first_line
 from mergekit_yoyo.merging.journal import DonePart
 from mergekit_yoyo.merging.worker import Job, run_job
 from mergekit_yoyo.merging.workers import TRIES, WORKER_BYTES, WORKING_COPIES, Done, lost_too_often
+from mergekit_yoyo.staging import format_bytes
 
 CPUS_A_PART = 2
 KNOCK_SECONDS = 10
@@ -41,8 +44,22 @@ class Cluster:
         return max(1, int(resources.get("CPU", 1)) // CPUS_A_PART)
 
     def prepare(self, jobs: int, largest: int) -> str:
-        """Each part gets the memory that the largest tensor needs."""
+        """Each part gets the memory that the largest tensor needs.
+
+        Raises:
+            YoyoError: no node has that, or a GPU where one is asked for.
+        """
         self._memory = WORKER_BYTES + WORKING_COPIES * largest
+        alive = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
+        if not any(node.get("memory", 0) >= self._memory for node in alive):
+            most = format_bytes(int(max((node.get("memory", 0) for node in alive), default=0)))
+            raise YoyoError(
+                f"--ray: a part needs {format_bytes(self._memory)} for the largest tensor; the "
+                f"largest node of the cluster offers {most}. Start a node with more (`ray start "
+                "--memory`)."
+            )
+        if self._on_gpu and not any(node.get("GPU", 0) >= 1 for node in alive):
+            raise YoyoError("--cuda: no node of the cluster has a GPU. Leave it out, or add one.")
         self._count = max(1, min(self.width, jobs))
         nodes = sum(node["Alive"] for node in self._ray.nodes())
         return f"{self._count} parts at once on {nodes} node{'s' * (nodes > 1)} of a Ray cluster"
@@ -59,7 +76,7 @@ class Cluster:
         while waiting or running:
             while waiting and len(running) < (self._count or 1):
                 job = waiting.pop(0)
-                running[remote.remote(job, self._device)] = job
+                running[remote.remote(job, self._device, str(Path.cwd()))] = job
             (ready,), _ = self._ray.wait(list(running), num_returns=1)
             job = running.pop(ready)
             done = self._result(ready, job)
@@ -84,7 +101,8 @@ class Cluster:
         return max(int(node["Resources"].get("CPU", 1)) for node in self._ray.nodes())
 
 
-def _work(job: Job, device: str) -> DonePart:
+def _work(job: Job, device: str, folder: str) -> DonePart:
+    os.chdir(folder)  # relative paths of the YAML are meant from where the command runs
     return run_job(job, device, lambda _: None)
 
 
