@@ -91,15 +91,19 @@ def run() -> NoReturn:
     Taking the interpreter apart object by object costs 0.4 s once torch is loaded; what is
     registered to happen at the end happens.
     """
+    status: object = 2
     try:
-        try:
-            main()
-        except SystemExit as ended:
-            status = ended.code
-        sys.stdout.flush()
+        main()
+    except SystemExit as ended:
+        status = ended.code
     except OSError as error:  # of printing: what a command meets, it tells itself
         click.echo(f"Error: {explain_os_error(error)}", err=True)
-        status = 2
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        if not status:  # else it was told
+            click.echo(f"Error: {explain_os_error(error)}", err=True)
+            status = 2
     atexit._run_exitfuncs()
     sys.stderr.flush()
     os._exit(status if isinstance(status, int) else int(status is not None))
