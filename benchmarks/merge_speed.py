@@ -20,6 +20,7 @@ import yaml
 from pages import show, write_option
 from whole_run import LARGE, METHODS, write_models
 
+OFFLINE = {**os.environ, "HF_HUB_OFFLINE": "1"}
 PROGRAMS = {
     "mergekit-yaml": [sys.executable, "-m", "mergekit.scripts.run_yaml"],
     "mergekit-yoyo merge": [sys.executable, "-m", "mergekit_yoyo", "merge", "--no-finish"],
@@ -32,7 +33,7 @@ def seconds(command: list[str], folder: Path) -> float:
     start = time.perf_counter()
     subprocess.run(
         [*command, str(out), "--quiet", "--no-copy-tokenizer"],
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        env=OFFLINE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         check=True,
@@ -54,7 +55,7 @@ def stages(file: Path, folder: Path) -> dict[str, float]:
     start = time.perf_counter()
     process = subprocess.Popen(
         [*command, "--no-copy-tokenizer"],
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        env=OFFLINE,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -109,12 +110,12 @@ def main(rounds: int, write: bool) -> None:
                     click.echo(
                         f"{method}, round {k + 1}: {program} {best[program]:.1f} s", err=True
                     )
-            parts = stages(file, folder)
             theirs, ours = best.values()
             rows.append(
                 f"| {method} | {theirs:.1f} s ({theirs / copies:.1f}) "
                 f"| {ours:.1f} s ({ours / copies:.1f}) | {ours / theirs:.2f} |"
             )
+        parts = stages(folder / "yoyo_fusion.yml", folder)
     head = "| method | mergekit-yaml (floors) | mergekit-yoyo merge (floors) | ratio |"
     spent = ", ".join(f"{stage} {part / copies:.1f}" for stage, part in parts.items())
     last = (

@@ -105,11 +105,14 @@ def load_json(text: str | bytes, source: object) -> Any:
     Raises:
         YoyoError: it is no JSON, nested without end, of too many values, or has half a character.
     """
-    commas, opened = (b",", (b"[", b"{")) if isinstance(text, bytes) else (",", ("[", "{"))
-    if text.count(commas) + sum(map(text.count, opened)) > JSON_VALUES:  # type: ignore[arg-type]
-        raise YoyoError(f"{source}: more than {JSON_VALUES:,} values.")
     try:
+        if isinstance(text, bytes):  # as json.loads does
+            text = text.decode(json.detect_encoding(text), "surrogatepass")
+        if sum(map(text.count, ",[{")) > JSON_VALUES:
+            raise YoyoError(f"{source}: more than {JSON_VALUES:,} values.")
         value = json.loads(text)
+    except YoyoError:
+        raise
     except RecursionError:
         raise YoyoError(f"{source}: nested more than {DEPTH} deep.") from None
     except ValueError as error:  # bad UTF-8 is one as well
@@ -154,11 +157,9 @@ def load_yaml(text: str, source: object) -> Any:
         raise YoyoError(f"{source}: not valid YAML: {error}") from None
 
 
-def _check_characters(text: str | bytes, value: Any, source: object) -> None:
+def _check_characters(text: str, value: Any, source: object) -> None:
     """Refuse halves of characters (surrogates), which can be escaped but neither shown nor kept."""
-    pattern = r"\\[uU]0*[dD][89a-fA-F]"
-    found = re.search(pattern, text) if isinstance(text, str) else re.search(pattern.encode(), text)
-    if found is None:
+    if re.search(r"\\[uU]0*[dD][89a-fA-F]", text) is None:
         return
     try:
         json.dumps(value, ensure_ascii=False, default=str).encode()

@@ -171,8 +171,6 @@ def rows_by_token(folder: Path) -> dict[str, dict[str, bytes]]:
 KILLER = """
 import json, os, signal, sys
 import mergekit.merge, mergekit_yoyo.merging.worker, mergekit_yoyo.finish, mergekit_yoyo.inspection
-from safetensors import safe_open
-
 from mergekit_yoyo.cli import main
 
 def run(arguments, point):

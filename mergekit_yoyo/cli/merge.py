@@ -186,19 +186,20 @@ def _look(
     progress.begin("looking at the inputs")
     with planning("mends"):  # as the merge will be planned
         seen = inspect(file, quick=True, output=target)
-    wanted: tuple[str, ...] = ()
-    wanted += ("model_type differs", "architectures differs") if options.allow_crimes else ()
+    wanted = []
+    if options.allow_crimes:
+        wanted += ["model_type differs", "architectures differs"]
     if options.unsafe_truncate_embeddings:
-        wanted += ("shapes differ",)
+        wanted.append("shapes differ")
     if workplace_of(target).journal.exists():  # what is left to write is asked for later
-        wanted += ("disk:",)
-    failed = False
-    for level in ("error", "warning"):
-        for text in seen.of_level(level):
-            overruled = text.startswith(wanted)
-            failed |= level == "error" and not overruled
-            progress.say(f"{'warning' if overruled else level}: {text}")
-    if failed and not force:
+        wanted.append("disk:")
+    overruled = [text for text in seen.of_level("error") if text.startswith(tuple(wanted))]
+    errors = [text for text in seen.of_level("error") if text not in overruled]
+    for text in errors:
+        progress.say(f"error: {text}")
+    for text in [*overruled, *seen.of_level("warning")]:
+        progress.say(f"warning: {text}")
+    if errors and not force:
         raise YoyoError(
             f"{file}: the merge would fail, or not be what the file says (above). Mend that, or "
             "merge all the same with --force."

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from mergekit.config import MergeConfiguration
     from mergekit.merge_methods import MergeMethod
 
-# to the base of 2, 8, 16 or 60, or with digits set apart
 _LONGEST = 100  # of a number that is written out
+# to the base of 2, 8, 16 or 60, or with digits set apart
 _ODD_NUMBER = re.compile(r"[-+]?(0[bxo]?[0-9a-fA-F_]+|[0-9_]+(:[0-9._]+)+|[0-9.]*_[0-9._]*)")
 MULTI_HINT = " (`name` belongs to mergekit-multi)"
 
@@ -187,11 +187,11 @@ def _check_numbers(text: str) -> Iterator[Remark]:
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
         if isinstance(event, yaml.ScalarEvent) and event.style is None and event.implicit[0]:
             word = event.value
-            if len(word) > _LONGEST and _ODD_NUMBER.fullmatch(word):
-                yield error(f"{word[:24]}...: no option is a number of {len(word):,} digits")
+            if not _ODD_NUMBER.fullmatch(word):
                 continue
-            number = yaml.safe_load(word) if _ODD_NUMBER.fullmatch(word) else None
-            if isinstance(number, int | float):
+            if len(word) > _LONGEST:
+                yield error(f"{word[:24]}...: no option is a number of {len(word):,} digits")
+            elif isinstance(number := yaml.safe_load(word), int | float):
                 yield warning(f"{word} is read as the number {number}, as YAML has it")
 
 

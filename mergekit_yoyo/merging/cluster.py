@@ -61,8 +61,8 @@ class Cluster:
         if self._on_gpu and not any(node.get("GPU", 0) >= 1 for node in alive):
             raise YoyoError("--cuda: no node of the cluster has a GPU. Leave it out, or add one.")
         self._count = max(1, min(self.width, jobs))
-        nodes = sum(node["Alive"] for node in self._ray.nodes())
-        return f"{self._count} parts at once on {nodes} node{'s' * (nodes > 1)} of a Ray cluster"
+        nodes = f"{len(alive)} node{'s' * (len(alive) > 1)}"
+        return f"{self._count} parts at once on {nodes} of a Ray cluster"
 
     def run(self, jobs: Sequence[Job], tell: Callable[[int], None]) -> Iterator[Done]:
         """Run the jobs; what a lost node was computing is repeated on another."""

@@ -67,9 +67,10 @@ def merge(
     started = time.perf_counter()
     place = workplace_of(target)
     if not fresh:
-        check_same(Journal.read(place.journal), merge_yaml.text, options)
-    if not fresh and was_placed(place):
-        return Merged(place.target, 0, 0, 0, time.perf_counter() - started)
+        if (begun := Journal.read(place.journal)).stages:  # of parts, the executor asks it
+            check_same(begun, merge_yaml.text, options)
+        if was_placed(place):
+            return Merged(place.target, 0, 0, 0, time.perf_counter() - started)
     with held(place, fresh=fresh):
         journal = Journal.read(place.journal)
         if journal.stages == ["merged"] and not _sound(place, journal):

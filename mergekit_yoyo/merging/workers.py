@@ -101,7 +101,6 @@ class Local:
         waiting, tries = list(jobs), 0
         while tries < TRIES:
             lost: list[Job] = []
-            finished = 0
             with self._pool() as pool:
                 futures: dict[Future[DonePart], Job] = {
                     pool.submit(_work, job): job for job in waiting
@@ -113,7 +112,6 @@ class Local:
                         except BrokenProcessPool:
                             lost.append(futures[future])
                             continue
-                        finished += 1
                         tell(sum(done.tensors.values()))
                         yield futures[future], done
                 except BaseException:
@@ -121,8 +119,9 @@ class Local:
                     raise
             if not lost:
                 return
+            # a part that kills its worker is left at last, and no round gets on any more
+            tries = 0 if len(lost) < len(waiting) else tries + 1
             waiting = lost
-            tries = 0 if finished else tries + 1  # a part that kills its worker is left at last
         raise lost_too_often(waiting)
 
     def _pool(self) -> ProcessPoolExecutor:

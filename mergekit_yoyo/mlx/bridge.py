@@ -26,6 +26,7 @@ from mergekit_yoyo.mlx.classes import (
     part_class,
 )
 from mergekit_yoyo.mlx.rope import LOCAL_ROPE_KEYS, MISSING, PARTIAL_FIELDS, RopeView
+from mergekit_yoyo.model.config import has_language_settings, is_whole_model
 
 # what mlx-lm's models are told and transformers' do without a key, where a comparison confirms it
 COMPUTED = {"norm_topk_prob": True}
@@ -91,11 +92,9 @@ def declared_config(folder: Path) -> Any | None:
     except Exception as error:  # validators of many kinds
         raise YoyoError(f"{folder / 'config.json'}: transformers refuses it: {error}") from None
     name = (config.architectures or [""])[0]
-    known = getattr(transformers, name, transformers.PreTrainedModel)
-    whole = isinstance(known, type) and issubclass(known, transformers.PreTrainedModel)
-    if not whole or name.endswith("PreTrainedModel"):
+    if not is_whole_model(name, getattr(transformers, name, transformers.PreTrainedModel)):
         raise YoyoError(f"{folder / 'config.json'}: architectures names {name}, which is no model.")
-    if not isinstance(config.get_text_config(), transformers.PretrainedConfig):
+    if not has_language_settings(config):
         raise YoyoError(
             f"{folder / 'config.json'}: text_config holds no settings of a language model."
         )

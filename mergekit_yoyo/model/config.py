@@ -54,9 +54,29 @@ def config_from(values: Mapping[str, Any]) -> "PretrainedConfig":
         config: PretrainedConfig = config_class.from_dict(decoded)
     except Exception as error:  # validators of many kinds
         raise YoyoError(f"config.json: transformers refuses it: {error}") from None
-    if not isinstance(config.get_text_config(), transformers.PretrainedConfig):
+    if not has_language_settings(config):
         raise YoyoError("config.json: text_config holds no settings of a language model.")
     return config
+
+
+def has_language_settings(config: "PretrainedConfig") -> bool:
+    """Whether its part for the language model is one: what is no mapping of settings stays as it
+    was written."""
+    import transformers
+
+    return isinstance(config.get_text_config(), transformers.PretrainedConfig)
+
+
+def is_whole_model(name: str, found: object) -> bool:
+    """Whether what transformers has by this name is a model class, and not only what those of a
+    family share."""
+    import transformers
+
+    return (
+        isinstance(found, type)
+        and issubclass(found, transformers.PreTrainedModel)
+        and not name.endswith("PreTrainedModel")
+    )
 
 
 def text_section(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -126,14 +146,8 @@ def model_class(config: "PretrainedConfig") -> tuple[str, Any]:
 
     name = (config.architectures or ["AutoModelForCausalLM"])[0]
     found = getattr(transformers, name, None)
-    if (
-        name.endswith("PreTrainedModel")
-        or not isinstance(found, type)
-        or not (
-            issubclass(found, transformers.PreTrainedModel)
-            or (name.startswith("Auto") and hasattr(found, "from_config"))
-        )
-    ):
+    is_auto = name.startswith("Auto") and hasattr(found, "from_config")
+    if not is_whole_model(name, found) and not (is_auto and isinstance(found, type)):
         raise YoyoError(
             f"config.json: architectures names {name}; transformers {transformers.__version__} "
             "has no such class, so its checkpoint layout is not known. Upgrade transformers."

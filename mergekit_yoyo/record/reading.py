@@ -85,7 +85,7 @@ def read_record(path: Path) -> Record:
             tensor = tensor.model_copy(update={"inputs": header.inputs})
         if tensor.name in names:
             raise YoyoError(f"{path}, line {number}: {tensor.name} is there twice.")
-        if wrong := _unknown_inputs(tensor, header) or _misfit(tensor):
+        if wrong := _foreign(tensor, header) or _misfit(tensor):
             raise YoyoError(f"{path}, line {number}: {tensor.name}: {wrong}.")
         names.add(tensor.name)
         tensors.append(tensor)
@@ -119,8 +119,8 @@ def _header(path: Path, text: bytes) -> Header:
 
 def _impossible_header(header: Header) -> str:
     """What no merge has, or nothing."""
-    if not header.inputs or len(set(header.inputs)) < len(header.inputs):
-        return f"inputs: expected the names of models, each once; got {header.inputs}"
+    if wrong := _wrong_names(header.inputs):
+        return wrong
     if header.tensors is not None and not 0 <= header.tensors < _MOST:
         return f"tensors: expected a count; got {header.tensors}"
     if wrong := _impossible_option(header.parameters):
@@ -129,6 +129,12 @@ def _impossible_header(header: Header) -> str:
         datetime.fromisoformat(header.started)
     except ValueError:
         return f"started: expected a date (ISO 8601); got {header.started!r}"
+    return ""
+
+
+def _wrong_names(inputs: list[str]) -> str:
+    if not inputs or len(set(inputs)) < len(inputs):
+        return f"inputs: expected the names of models, each once; got {inputs}"
     return ""
 
 
@@ -162,11 +168,11 @@ def _no_line(
     return YoyoError(f"{path}, line {number}: not a line of a record ({said}).")
 
 
-def _unknown_inputs(tensor: TensorLine, header: Header) -> str:
-    """What is wrong with the inputs of a line, or nothing."""
+def _foreign(tensor: TensorLine, header: Header) -> str:
+    """Inputs or options of a line that the merge cannot have, or nothing."""
     names = tensor.inputs or []
-    if not names or len(set(names)) < len(names):
-        return f"inputs: expected the names of models, each once; got {names}"
+    if wrong := _wrong_names(names):
+        return wrong
     if header.tensors is not None and (more := set(names) - set(header.inputs)):
         return f"inputs: {min(more)} is none of the merge"
     return _impossible_option(tensor.parameters)

@@ -221,9 +221,10 @@ def _tasks(path: Path, data: dict[str, Any], *, required: bool = True) -> dict[s
         better = (data.get("higher_is_better") or {}).get(task) or {}
         items, size = _counts(task, data)
         version = (data.get("versions") or {}).get(task)
-        # a task's name may be a path, which no file of samples has
-        known = path.stem.replace("results_", f"samples_{Path(task).name}_", 1) + ".jsonl"
-        samples = path.with_name(known)
+        samples = None
+        if "/" not in task:  # else no file has its name
+            named = path.stem.replace("results_", f"samples_{task}_", 1)
+            samples = path.with_name(f"{named}.jsonl")
         results[task] = TaskResult(
             metrics=scores,
             items=items,
@@ -234,7 +235,7 @@ def _tasks(path: Path, data: dict[str, Any], *, required: bool = True) -> dict[s
                 name for name in scores if better.get(name.split(",")[0]) is False
             ),
             dataset=_dataset((data.get("configs") or {}).get(task) or {}),
-            samples=samples if "/" not in task and samples.exists() else None,
+            samples=samples if samples and samples.exists() else None,
         )
     if not results and required:
         raise YoyoError(f"{path}: no scores in this result file.")
