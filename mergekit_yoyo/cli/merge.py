@@ -1,5 +1,6 @@
 """`mergekit-yoyo merge`: the whole road of a merge in one command."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +29,7 @@ SEVERAL_STAGES: dict[Kind, str] = {
     "--intermediate-dir ./stages --out-path ./merged`; then `mergekit-yoyo finish ./merged`."
 }
 
-# mergekit-yaml's options that make sense here: name, kind ("flag" or a type), default, help.
+# mergekit-yaml's options that make sense here: names, kind ("flag" or a type), default, help.
 MERGEKIT_OPTIONS: tuple[tuple[str, Any, Any, str], ...] = (
     ("allow-crimes", "flag", False, "Allow mixing architectures."),
     ("unsafe-truncate-embeddings", "flag", False, "Cut vocabularies to the smallest. UNSAFE."),
@@ -36,6 +37,8 @@ MERGEKIT_OPTIONS: tuple[tuple[str, Any, Any, str], ...] = (
     ("lora-merge-cache", str, None, "Where models with a merged LoRA adapter are kept."),
     ("lora-merge-dtype", str, None, "Dtype in which LoRA adapters are applied."),
     ("cuda", "flag", False, "Arithmetic on GPUs, a worker each."),
+    ("multi-gpu", "flag", False, "The same as --cuda."),
+    ("gpu-rich", "flag", False, "The same as --cuda --low-cpu-memory --read-to-gpu."),
     ("device", str, None, "Arithmetic on this device: cpu, cuda, cuda:1, mps, auto."),
     ("low-cpu-memory", "flag", False, "Keep intermediate values on the GPU."),
     ("read-to-gpu", "flag", False, "Read the inputs straight to the GPU."),
@@ -44,17 +47,20 @@ MERGEKIT_OPTIONS: tuple[tuple[str, Any, Any, str], ...] = (
     ("write-model-card", "flag", True, "Write README.md and mergekit_config.yml."),
     ("trust-remote-code", "flag", False, "Run code that comes with a model. DANGEROUS."),
     ("lazy-unpickle", "flag", False, "Read .bin checkpoints tensor by tensor."),
+    ("num-threads", int, None, "Threads of all workers together.  [default: cores]"),
     ("random-seed", int, None, "Seed of random methods, drawn from anew for each tensor."),
 )
+_SHORT = {"num-threads": ("-j",)}
 
 
 def _with_mergekits_options(command: Any) -> Any:
     for name, kind, default, text in reversed(MERGEKIT_OPTIONS):
         flag = kind == "flag"
-        spelled = f"--{name}/--no-{name}" if flag else f"--{name}"
+        spelled = [f"--{name}/--no-{name}" if flag else f"--{name}"]
         metavar = None if flag else {int: "N"}.get(kind, name.rpartition("-")[2].upper())
         option = click.option(
-            spelled,
+            *spelled,
+            *_SHORT.get(name, ()),
             default=default,
             type=None if flag else kind,
             metavar=metavar,
@@ -111,7 +117,14 @@ def command(
         raise YoyoError("--memory bounds the workers of this machine; a Ray node has its own.")
     if not (no_finish or mergekits["write_model_card"]):
         raise YoyoError("--no-write-model-card: finishing needs and writes it. Add --no-finish.")
+    if not (no_finish or mergekits["copy_tokenizer"]):
+        raise YoyoError("--no-copy-tokenizer: finishing copies the donor's. Add --no-finish.")
+    if (threads := mergekits["num_threads"]) is not None and (ray or threads < 1):
+        said = "a part on Ray has its own." if ray else f"expected 1 or more; got {threads}."
+        raise YoyoError(f"--num-threads: {said}")
     target = output_folder(target, output, "mergekit-yoyo merge YAML FOLDER")
+    if cache := mergekits["transformers_cache"]:
+        _keep_downloads_in(cache)
     if not ray and workers != 1:
         start_server()
     import_mergekit()
@@ -131,12 +144,19 @@ def command(
     if ray:
         crew = Cluster(ray, device, count=workers)
     else:
-        crew = Local(device, count=workers, memory=size_in_bytes("--memory", memory))
+        bound = size_in_bytes("--memory", memory)
+        crew = Local(device, count=workers, memory=bound, threads=threads)
 
     def complete(folder: Path) -> None:
         progress.begin("finishing")
-        plan = plan_finish(folder)
-        finish(plan, progress=progress)
+        try:
+            plan = plan_finish(folder)
+            finish(plan, max_shard_size=options.out_shard_size, progress=progress)
+        except YoyoError as error:
+            raise YoyoError(
+                f"{error}\nIt is merged and kept: this command with --no-finish puts it in place "
+                "as mergekit wrote it."
+            ) from error
         notes.extend(plan.notes)
 
     with shown_progress() as progress:
@@ -154,6 +174,13 @@ def command(
         note(f"note: {text}")
     publish = "" if is_quiet() else f" To publish it:\n\n  {upload_command(target)}"
     click.echo(f"{target}: {merged}.{publish}")
+
+
+def _keep_downloads_in(folder: str) -> None:
+    """Let all that downloads models use a folder: mergekit itself does for weights only."""
+    from huggingface_hub import constants
+
+    os.environ["HF_HUB_CACHE"] = constants.HF_HUB_CACHE = str(Path(folder).absolute())
 
 
 def _check_device(device: str | None) -> None:
@@ -185,7 +212,7 @@ def _look(
 
     progress.begin("looking at the inputs")
     with planning("mends"):  # as the merge will be planned
-        seen = inspect(file, quick=True, output=target)
+        seen = inspect(file, quick=True, output=target, options=options)
     wanted = []
     if options.allow_crimes:
         wanted += ["model_type differs", "architectures differs"]
@@ -209,6 +236,8 @@ def _look(
 def _as_mergekit_has_them(options: dict[str, Any]) -> dict[str, Any]:
     from mergekit.common import parse_kmb
 
+    if options["multi_gpu"]:
+        options = {**options, "cuda": True}
     size = options["out_shard_size"]
     try:
         if (parsed := parse_kmb(size)) < 1:

@@ -21,7 +21,7 @@ def finish(
     plan: FinishPlan,
     *,
     output: Path | None = None,
-    max_shard_size: str = DEFAULT_SHARD_SIZE,
+    max_shard_size: int | str = DEFAULT_SHARD_SIZE,
     online: bool = False,
     progress: Progress = SILENT,
 ) -> Path:
@@ -33,7 +33,7 @@ def finish(
     Args:
         plan: from `plan_finish`.
         output: where to write instead, leaving the merge alone.
-        max_shard_size: of the weight files, if they are rewritten; `5GB` or `500MB`.
+        max_shard_size: of the weight files, if they are rewritten; `5GB`, `500MB`, or bytes.
         online: let the Hub validate the card before anything is written.
         progress: told of the bytes that are written.
 

@@ -13,7 +13,7 @@ from mergekit_yoyo.model.checkpoint import TensorInfo, main_dtype
 from mergekit_yoyo.model.config import text_section
 from mergekit_yoyo.model.folder import WHOLE_FILES, is_whole, tensors_in, tensors_on_hub
 from mergekit_yoyo.model.json_files import check_layers, read_config
-from mergekit_yoyo.model.merge_yaml import MergeYaml, ModelName, references
+from mergekit_yoyo.model.merge_yaml import MergeYaml, ModelName, references, tokenizer_source
 from mergekit_yoyo.model.place import locate
 from mergekit_yoyo.outside import check_folder
 from mergekit_yoyo.staging import format_bytes
@@ -74,20 +74,19 @@ def find_inputs(merge_yaml: MergeYaml) -> tuple[list[Input], list[Remark]]:
                 _folder(names[1])
                 remarks.append(
                     warning(
-                        f"{reference}: mergekit needs --lora-merge-cache for a LoRA adapter; "
-                        "inspect looks at the model without it, and at no weights"
+                        f"{reference}: looked at without its LoRA adapter, and at no weights. "
+                        "mergekit-yaml needs --lora-merge-cache for it; mergekit-yoyo merge does "
+                        "not"
                     )
                 )
             found.append(_look_at(reference, names[0]))
             remarks += [remark for name in names for remark in _check_name(name)]
         except YoyoError as wrong:
             remarks.append(error(str(wrong)))
-    tokenizer = merge_yaml.config.tokenizer
-    source = tokenizer.source if tokenizer else merge_yaml.config.tokenizer_source
-    path = getattr(source, "model", None)
-    if path is not None and source not in references(merge_yaml.config):
+    source = tokenizer_source(merge_yaml.config)
+    if source is not None and source not in references(merge_yaml.config):
         try:
-            _folder(ModelName(path.path, path.revision))
+            _folder(ModelName(source.model.path, source.model.revision))
         except YoyoError as wrong:
             remarks.append(error(f"tokenizer source: {wrong}"))
     return found, remarks

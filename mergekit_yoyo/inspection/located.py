@@ -43,11 +43,13 @@ def quiet() -> Iterator[None]:
 
 
 @contextmanager
-def located(inputs: Sequence[Input]) -> Iterator[dict[ModelReference, Located]]:
+def located(
+    inputs: Sequence[Input], options: MergeOptions
+) -> Iterator[dict[ModelReference, Located]]:
     """Stand-ins for mergekit's references, which find the inputs where we found them."""
     infer_architecture_info.cache_clear()  # files may have changed since an earlier look
     cache = LoaderCache()
-    cache.setup(MergeOptions())
+    cache.setup(options)
     models = {
         item.reference: Located(**dict(item.reference), folder=item.folder) for item in inputs
     }

@@ -83,7 +83,10 @@ class MergePlan:
 
 
 def plan_merge(
-    merge_yaml: MergeYaml, inputs: Sequence[Input], models: Mapping[ModelReference, Located]
+    merge_yaml: MergeYaml,
+    inputs: Sequence[Input],
+    models: Mapping[ModelReference, Located],
+    options: MergeOptions,
 ) -> MergePlan:
     """Let mergekit plan the merge; no tensor is read and nothing is written.
 
@@ -91,7 +94,6 @@ def plan_merge(
         YoyoError: mergekit refuses the merge, with its reason.
     """
     config: MergeConfiguration = _with_models(merge_yaml.config, models)
-    options = MergeOptions()
     try:
         for name in (config.dtype, config.out_dtype):
             dtype_from_name(name)  # which mergekit asks when it reads the first tensor

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mergekit.options import MergeOptions
+
 from mergekit_yoyo.errors import YoyoError
 from mergekit_yoyo.inspection.fit import (
     check_architectures,
@@ -51,11 +53,13 @@ class Reading:
 class Inspection:
     """What was found.
 
-    plan, reading: None if mergekit made no plan, or no weights were read. called: what paths are
-    called in what is said, where the YAML has another name for them.
+    options: mergekit's, with which the merge will be run. plan, reading: None if mergekit made no
+    plan, or no weights were read. called: what paths are called in what is said, where the YAML has
+    another name for them.
     """
 
     merge_yaml: MergeYaml
+    options: MergeOptions
     inputs: list[Input] = field(default_factory=list)
     remarks: list[Remark] = field(default_factory=list)
     plan: MergePlan | None = None
@@ -84,6 +88,7 @@ def inspect(
     *,
     quick: bool = False,
     output: Path = Path(),
+    options: MergeOptions | None = None,
     progress: Progress = SILENT,
 ) -> Inspection:
     """Look at a merge before it is run.
@@ -92,26 +97,34 @@ def inspect(
         file: the merge YAML, for mergekit-yaml.
         quick: stop before the weights, and download only small files.
         output: where the merge would be written: whose disk is asked for space.
+        options: mergekit's, with which the merge will be run.
         progress: told of the tensors read.
 
     Raises:
         YoyoError: the file cannot be read, or is no merge YAML.
     """
-    return inspect_merge(read_merge_yaml(file), quick=quick, output=output, progress=progress)
+    return inspect_merge(
+        read_merge_yaml(file), quick=quick, output=output, options=options, progress=progress
+    )
 
 
 def inspect_merge(
-    merge_yaml: MergeYaml, *, quick: bool, output: Path, progress: Progress
+    merge_yaml: MergeYaml,
+    *,
+    quick: bool,
+    output: Path,
+    options: MergeOptions | None = None,
+    progress: Progress,
 ) -> Inspection:
     """Look at a merge whose YAML was read, as `inspect` does."""
-    seen = Inspection(merge_yaml)
+    seen = Inspection(merge_yaml, options or MergeOptions())
     with quiet():
         seen.remarks += check_settings(merge_yaml)
         seen.inputs, found = find_inputs(merge_yaml)
         seen.remarks += found
         if len(seen.inputs) < len(references(merge_yaml.config)):
             return seen
-        with located(seen.inputs) as models:
+        with located(seen.inputs, seen.options) as models:
             if _check_inputs(seen, models):
                 _check_merge(seen, models, output)
             adapters = any(item.reference.lora for item in seen.inputs)
@@ -140,7 +153,7 @@ def _check_merge(
 ) -> None:
     """Let mergekit plan, and look at the plan. What we know of its refusal is not said again."""
     try:
-        seen.plan = plan_merge(seen.merge_yaml, seen.inputs, models)
+        seen.plan = plan_merge(seen.merge_yaml, seen.inputs, models, seen.options)
     except YoyoError as wrong:
         reason = str(wrong).removeprefix(REFUSED)
         if not any(reason in text for text in seen.of_level("error")):

@@ -9,7 +9,14 @@ from typing import Any
 from mergekit_yoyo.errors import YoyoError, first_line
 from mergekit_yoyo.merging.journal import DonePart
 from mergekit_yoyo.merging.worker import Job, run_job
-from mergekit_yoyo.merging.workers import TRIES, WORKER_BYTES, WORKING_COPIES, Done, lost_too_often
+from mergekit_yoyo.merging.workers import (
+    TRIES,
+    WORKER_BYTES,
+    WORKING_COPIES,
+    Done,
+    Told,
+    lost_too_often,
+)
 from mergekit_yoyo.staging import format_bytes
 
 CPUS_A_PART = 2
@@ -72,6 +79,7 @@ class Cluster:
             memory=self._memory,
             max_retries=TRIES,
         )(_work)
+        told = Told(tell)
         waiting, running = list(jobs), dict[Any, Job]()
         while waiting or running:
             while waiting and len(running) < (self._count or 1):
@@ -80,7 +88,7 @@ class Cluster:
             (ready,), _ = self._ray.wait(list(running), num_returns=1)
             job = running.pop(ready)
             done = self._result(ready, job)
-            tell(sum(done.tensors.values()))
+            told.done(job.part.number, done)
             yield job, done
 
     def _result(self, ready: Any, job: Job) -> DonePart:

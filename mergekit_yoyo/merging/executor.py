@@ -16,21 +16,28 @@ from uuid import uuid4
 import mergekit.merge
 from mergekit.common import ModelReference
 from mergekit.graph import Executor, Task
-from mergekit.io.tasks import LoaderCache, SaveTensor
+from mergekit.io.tasks import SaveTensor
 from mergekit.options import MergeOptions
 from mergekit.tokenizer import BuildTokenizer
 
 from mergekit_yoyo.errors import YoyoError
 from mergekit_yoyo.merging.journal import Identity, Journal, Layout, changes
 from mergekit_yoyo.merging.parts import Output, Part, Sizes, file_names, index_of, lay_out
-from mergekit_yoyo.merging.stored import StoredModel, stored_models
+from mergekit_yoyo.merging.stored import (
+    Inputs,
+    StoredModel,
+    identities_of,
+    local_folders,
+    stored_models,
+)
 from mergekit_yoyo.merging.verifying import is_sound
 from mergekit_yoyo.merging.worker import UNFINISHED, Job, check_unchanged
 from mergekit_yoyo.merging.workers import Crew
 from mergekit_yoyo.model.checkpoint import INDEX_FILE
+from mergekit_yoyo.model.merge_yaml import MergeYaml
 from mergekit_yoyo.progress import Progress
 from mergekit_yoyo.record import recorder
-from mergekit_yoyo.staging import check_disk_space
+from mergekit_yoyo.staging import check_disk_space, format_bytes
 
 # Options of mergekit that change how fast a merge is, not what it is.
 _OF_SPEED = {
@@ -65,7 +72,7 @@ class PartExecutor:
         *,
         folder: Path,
         journal: Journal,
-        yaml: str,
+        merge_yaml: MergeYaml,
         options: MergeOptions,
         crew: Crew,
         progress: Progress,
@@ -73,7 +80,7 @@ class PartExecutor:
         self._targets = targets
         self._folder = folder
         self._journal = journal
-        self._yaml = yaml
+        self._merge_yaml = merge_yaml
         self._options = options
         self._crew = crew
         self._progress = progress
@@ -88,12 +95,14 @@ class PartExecutor:
         yield from known
         saves = [target for target in self._targets if isinstance(target, SaveTensor)]
         stored = stored_models(_models_of(saves))
-        parts = self._lay_out(saves, stored, known)
-        inputs = {str(s.folder): s.identity() for s in stored.values() if s.is_local}
+        local = local_folders(self._merge_yaml)
+        inputs = identities_of(dict.fromkeys([*local, *(s.folder for s in stored.values())]))
+        parts = self._lay_out(saves, stored, known, inputs)
+        watched = {str(folder): inputs[str(folder)] for folder in local}
         self._drop_damaged(parts)
         run = self._clear_unfinished()
         jobs = [
-            Job(part, self._folder, run, self._options, tuple(stored), known, inputs)
+            Job(part, self._folder, run, self._options, tuple(stored), known, watched)
             for part in parts
             if part.file not in self._journal.done
         ]
@@ -103,12 +112,15 @@ class PartExecutor:
         check_disk_space(self._folder, total)
         if jobs:
             self._progress.say(self._crew.prepare(len(jobs), largest))
-        self._progress.begin(f"merging {len(jobs)} parts", total, "bytes")
+        self._progress.begin(f"merging {_counted(jobs)}", total, "bytes")
         for k, (job, done) in enumerate(self._crew.run(jobs, self._progress.advance), start=1):
             self._journal.append(done)
             self._write_records(parts)
-            self._progress.say(f"part {k} of {len(jobs)}: {job.part.file}")
-        check_unchanged(inputs)
+            size = format_bytes(sum(done.tensors.values()))
+            self._progress.say(
+                f"part {k} of {len(jobs)}: {job.part.file}, {len(done.tensors):,} tensors, {size}"
+            )
+        check_unchanged(watched)
         self._write_index(parts)
         for report in self._write_records(parts):
             recorder.forget(report)
@@ -128,13 +140,13 @@ class PartExecutor:
         saves: Sequence[SaveTensor],
         stored: dict[ModelReference, StoredModel],
         known: tuple[tuple[Task, Any], ...],
+        inputs: Inputs,
     ) -> list[Part]:
         """The parts: as the journal has them, else laid out now."""
         vocabulary = next((len(value.tokenizer.get_vocab()) for _, value in known), None)
         sizes = Sizes(stored, vocabulary)
         outputs = [sizes.output(save) for save in saves]
-        inputs = {str(model): found.identity() for model, found in stored.items()}
-        identity = _identity_of(self._yaml, self._options, inputs)
+        identity = _identity_of(self._merge_yaml, self._options, inputs)
         layout = self._journal.layout
         if layout is None:
             parts = lay_out(
@@ -144,7 +156,7 @@ class PartExecutor:
                 least=self._crew.width,
             )
             names = {part.file: [o.name for o in part.outputs] for part in parts}
-            self._journal.begin(Layout(identity=identity, parts=names))
+            self._journal.append(Layout(identity=identity, parts=names))
             return parts
         _refuse_changes(self._journal, layout.identity, identity)
         return _as_laid_out(outputs, layout)
@@ -152,7 +164,8 @@ class PartExecutor:
     def _drop_damaged(self, parts: Sequence[Part]) -> None:
         """Forget parts whose file is not what the journal says."""
         done = [part for part in parts if part.file in self._journal.done]
-        self._progress.begin("checking what is done", len(done), "parts")
+        if done:
+            self._progress.begin("checking what is done", len(done), "parts")
         for part in done:
             if not is_sound(self._folder / part.file, self._journal.done[part.file]):
                 self._progress.say(f"{part.file} is not as it was written: computed again")
@@ -187,30 +200,26 @@ class PartExecutor:
         (self._folder / INDEX_FILE).write_text(json.dumps(index, indent=2), encoding="utf-8")
 
 
-def check_same(journal: Journal, yaml: str, options: MergeOptions) -> None:
-    """Refuse to go on with what a journal holds if the merge is not that one any more.
+def _counted(jobs: Sequence[Job]) -> str:
+    tensors = sum(len(job.part.outputs) for job in jobs)
+    return f"{tensors:,} tensors in {len(jobs)} part{'s' * (len(jobs) != 1)}"
+
+
+def check_same(journal: Journal, merge_yaml: MergeYaml, options: MergeOptions) -> None:
+    """Refuse to go on with the parts in a journal if the merge is not that one any more.
 
     Raises:
         YoyoError: the YAML, an option, a version or an input changed.
     """
-    if journal.layout is None:
-        return
-    then = journal.layout.identity
-    _refuse_changes(journal, then, _identity_of(yaml, options, then.inputs))
-    LoaderCache().setup(options)
-    models = {name: ModelReference.parse(name) for name in then.inputs}
-    inputs = {
-        name: then.inputs[name] if model.lora else StoredModel(model).identity()
-        for name, model in models.items()
-    }
-    _refuse_changes(journal, then, _identity_of(yaml, options, inputs))
+    if journal.layout is not None and journal.done:
+        then = journal.layout.identity
+        inputs = identities_of(map(Path, then.inputs))
+        _refuse_changes(journal, then, _identity_of(merge_yaml, options, inputs))
 
 
-def _identity_of(
-    yaml: str, options: MergeOptions, inputs: dict[str, dict[str, tuple[int, int]]]
-) -> Identity:
+def _identity_of(merge_yaml: MergeYaml, options: MergeOptions, inputs: Inputs) -> Identity:
     return Identity(
-        yaml=yaml,
+        yaml=merge_yaml.text,
         options={
             name: value
             for name, value in options.model_dump(mode="json").items()

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from mergekit_yoyo.errors import YoyoError
 from mergekit_yoyo.record.recorder import Collected
 
-Stage = Literal["merged", "finished", "placing"]
+Stage = Literal["replacing", "merged", "finished", "placing"]
 
 
 class _Line(BaseModel):
@@ -26,7 +26,7 @@ class Identity(_Line):
     """What decides the bytes of a merge.
 
     yaml: its text. options: mergekit's, those that matter. versions: of the packages that compute.
-    inputs: by model and file, size and time of change in nanoseconds.
+    inputs: by folder and file, size and time of change in nanoseconds.
     """
 
     yaml: str
@@ -55,7 +55,8 @@ class DonePart(_Line):
 
 
 class Reached(_Line):
-    """A stage of the road that is done, or for `placing`, that begins."""
+    """A stage of the road that is done. `replacing`: an earlier merge of that name will be
+    replaced; `placing`: the last stage begins."""
 
     line: Literal["stage"] = "stage"
     stage: Stage
@@ -96,16 +97,33 @@ class Journal:
                 torn.truncate(len(b"\n".join(whole)) + 1)
         return journal
 
-    def begin(self, layout: Layout) -> None:
-        """Start anew: the merge is `layout`, and nothing is done."""
-        self.file.write_bytes(b"")
-        self.done, self.stages = {}, []
-        self.append(layout)
+    @property
+    def replaces(self) -> bool:
+        """Whether the merge takes the place of an earlier one, as `--fresh` asked."""
+        return "replacing" in self.stages
+
+    def reopen(self) -> None:
+        """Forget how far the road was: what is merged is to be looked at again."""
+        assert self.layout is not None
+        replaced = [Reached(stage="replacing")] * self.replaces
+        self.begin(*replaced, self.layout, *self.done.values())
+
+    def begin(self, *lines: "Layout | DonePart | Reached") -> None:
+        """Start anew, in one step: nothing is known but `lines`."""
+        beside = self.file.with_suffix(".new")
+        with beside.open("wb") as out:
+            out.writelines(_as_bytes(line) for line in lines)
+            out.flush()
+            os.fsync(out.fileno())
+        beside.replace(self.file)
+        self.layout, self.done, self.stages = None, {}, []
+        for line in lines:
+            self._take(line)
 
     def append(self, line: Layout | DonePart | Reached) -> None:
         """Add a line, on the disk when this returns."""
         with self.file.open("ab") as out:
-            out.write(line.model_dump_json().encode() + b"\n")
+            out.write(_as_bytes(line))
             out.flush()
             os.fsync(out.fileno())
         self._take(line)
@@ -117,6 +135,10 @@ class Journal:
             self.done[line.file] = line
         elif isinstance(line, Reached):
             self.stages.append(line.stage)
+
+
+def _as_bytes(line: _Line) -> bytes:
+    return line.model_dump_json().encode() + b"\n"
 
 
 def changes(then: Identity, now: Identity) -> list[str]:

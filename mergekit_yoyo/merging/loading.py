@@ -1,6 +1,7 @@
 """How a process of ours reads the inputs: each file is opened once."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,21 @@ from mergekit.common import ModelReference
 from mergekit.io.lazy_tensor_loader import LazyTensorLoader, ShardedTensorIndex
 from mergekit.io.loader import TensorLoader
 from mergekit.io.tasks import LoaderCache
+
+from mergekit_yoyo.planning import own_device
+
+
+class MappedPickle:
+    """A .bin file whose tensors are mapped, not read; for `OpenInput`."""
+
+    def __init__(self, file: Path) -> None:
+        self._tensors: dict[str, torch.Tensor] = torch.load(
+            file, map_location="cpu", weights_only=True, mmap=True
+        )
+
+    def get_tensor(self, name: str) -> torch.Tensor:
+        """A tensor, as mergekit's loaders give it."""
+        return self._tensors[name]
 
 
 class OpenInput(LazyTensorLoader):  # type: ignore[misc]  # mergekit is not typed
@@ -26,6 +42,7 @@ class OpenInput(LazyTensorLoader):  # type: ignore[misc]  # mergekit is not type
         raise_on_missing: bool = True,
     ) -> torch.Tensor | None:
         """As mergekit's."""
+        device = own_device(device)
         paths = self.index.tensor_paths
         name = next((n for n in (key, *(aliases or ())) if n in paths), None)
         if name is None:
@@ -35,13 +52,15 @@ class OpenInput(LazyTensorLoader):  # type: ignore[misc]  # mergekit is not type
         with self.lock:
             file = paths[name]
             if file not in self._opened:
-                self._opened[file] = TensorLoader.get(
-                    str(Path(self.index.base_path) / file),
-                    use_lazy_unpickle=self.lazy_unpickle,
-                    device=device,
-                )
+                self._opened[file] = self._open(Path(self.index.base_path) / file, device)
             tensor: torch.Tensor = self._opened[file].get_tensor(name)
         return tensor.to(device)
+
+    def _open(self, file: Path, device: str) -> Any:
+        if file.suffix != ".safetensors" and not self.lazy_unpickle:
+            with suppress(RuntimeError):  # what torch before 1.6 wrote cannot be mapped
+                return MappedPickle(file)
+        return TensorLoader.get(str(file), use_lazy_unpickle=self.lazy_unpickle, device=device)
 
     def flush(self) -> None:
         """Close all files."""
@@ -54,5 +73,5 @@ def open_inputs(models: Sequence[ModelReference]) -> None:
     cache = LoaderCache()
     for model in models:
         loader = cache.get(model)
-        if not isinstance(loader, OpenInput) and loader.index.is_safetensors:
+        if not isinstance(loader, OpenInput):
             cache.loaders[model] = OpenInput(loader.index, loader.lazy_unpickle)

@@ -4,7 +4,7 @@ import fcntl
 import os
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +34,16 @@ class Workplace:
         """What the merge is, and which of its parts are done."""
         return self.folder / "journal.jsonl"
 
+    @property
+    def done(self) -> Path:
+        """What `folder` is called once the model has its name and only clearing up remains."""
+        return self.folder.with_name(f"{self.folder.name}-done")
+
+    @property
+    def adapted(self) -> Path:
+        """Models with their LoRA adapters, unless the user keeps them elsewhere."""
+        return self.folder / "adapted"
+
 
 def workplace_of(target: Path) -> Workplace:
     """The hidden folder that belongs to a target."""
@@ -45,28 +55,48 @@ def workplace_of(target: Path) -> Workplace:
 def held(place: Workplace, *, fresh: bool) -> Iterator[None]:
     """Hold the workplace of a target for one run.
 
-    fresh: clear what an earlier run left.
+    Raises:
+        YoyoError: another run holds it, nothing can be written, or where nothing of an earlier run
+            is here, the target is refused by `check_target`.
+    """
+    if not (place.folder.exists() or place.done.exists()):
+        check_target(place.target, replaces=fresh)
+    while True:
+        try:
+            place.folder.mkdir(parents=True, exist_ok=True)
+            lock = (place.folder / "lock").open("a+")
+        except OSError as error:
+            raise YoyoError(
+                f"{place.target.parent}: nothing can be written here ({error.strerror}). Choose "
+                "another folder."
+            ) from None
+        with lock:
+            _lock(lock, place)
+            if _is_of(lock, place.folder):  # else the run that held it has just cleared up
+                yield
+                return
+
+
+def make_ready(place: Workplace, *, fresh: bool) -> Journal:
+    """The journal of what an earlier run did; what is of no use to it is removed.
+
+    fresh: forget that run, and replace a merge of the target's name. That it replaces one is noted:
+    the next run may go on without `fresh`.
 
     Raises:
-        YoyoError: another run holds it, the target is there already, or nothing can be written.
+        YoyoError: the target is refused by `check_target`, or the journal cannot be read.
     """
-    check_target(place.target, replaces=fresh)
-    try:
-        place.folder.mkdir(parents=True, exist_ok=True)
-        lock = (place.folder / "lock").open("a+")
-    except OSError as error:
-        raise YoyoError(
-            f"{place.target.parent}: nothing can be written here ({error.strerror}). Choose "
-            "another folder."
-        ) from None
-    with lock:
-        _lock(lock, place)
-        if fresh:
-            for path in (place.journal, place.model):
-                _remove(path)
-        mend_leftovers(place.model)
-        place.model.mkdir(exist_ok=True)
-        yield
+    journal = Journal(place.journal) if fresh else Journal.read(place.journal)
+    replaces = fresh or journal.replaces
+    check_target(place.target, replaces=replaces)
+    if not journal.done:  # nothing is known of the other files
+        journal.begin(*[Reached(stage="replacing")] * replaces)
+        for path in (place.model, place.adapted):
+            _remove(path)
+    _remove(place.done)
+    mend_leftovers(place.model)
+    place.model.mkdir(exist_ok=True)
+    return journal
 
 
 def check_target(target: Path, *, replaces: bool = False) -> None:
@@ -81,7 +111,7 @@ def check_target(target: Path, *, replaces: bool = False) -> None:
         raise YoyoError(f"{target}: we are in this folder. Run this from outside of it (cd ..).")
     if target.exists() and not target.is_dir():
         raise YoyoError(f"{target}: expected a folder; got a file. Choose another name.")
-    if not target.exists() or not any(target.iterdir()):
+    if not _is_full(target):
         return
     if replaces and (target / MERGE_FILE).is_file():
         return
@@ -93,35 +123,49 @@ def put_in_place(place: Workplace, journal: Journal) -> None:
     """The model gets its name; what was needed to make it goes."""
     journal.append(Reached(stage="placing"))
     if place.target.exists():
-        if any(place.target.iterdir()):
+        if _is_full(place.target):
+            _remove(place.folder / "replaced")
             place.target.rename(place.folder / "replaced")
         else:
             place.target.rmdir()
     place.model.rename(place.target)
     sync_folder(place.target.parent)
-    _clear_up(place)
+    clear_up(place)
+
+
+def keep_only(folder: Path, names: Container[str]) -> None:
+    """Remove what else is in a folder."""
+    for path in folder.iterdir():
+        if path.name not in names:
+            _remove(path)
 
 
 def was_placed(place: Workplace) -> bool:
-    """Whether an earlier run came to an end but for clearing up, which is done now."""
-    if not place.folder.is_dir() or place.model.exists() or not place.target.is_dir():
+    """Whether an earlier run came to an end but for clearing up."""
+    if place.model.exists() or not _is_full(place.target):
         return False
-    if not any(place.target.iterdir()):
-        return False
-    emptied = not any(place.folder.iterdir())
-    if not emptied and "placing" not in Journal.read(place.journal).stages:
-        return False
-    _clear_up(place)
-    return True
+    return place.done.exists() or "placing" in Journal.read(place.journal).stages
 
 
-def _clear_up(place: Workplace) -> None:
-    """Remove the workplace, its journal last: whatever happens, the next run knows."""
-    for path in place.folder.iterdir():
-        if path != place.journal:
-            _remove(path)
-    place.journal.unlink(missing_ok=True)
-    place.folder.rmdir()
+def clear_up(place: Workplace) -> None:
+    """Remove the workplace, first under a name that tells: whatever happens, the next run knows."""
+    if place.done.exists():  # a run was killed while it removed that
+        _remove(place.folder)
+    else:
+        place.folder.rename(place.done)
+    _remove(place.done)
+
+
+def _is_full(folder: Path) -> bool:
+    return folder.is_dir() and any(folder.iterdir())
+
+
+def _is_of(lock: TextIO, folder: Path) -> bool:
+    """Whether a lock that was opened is the one that is in a folder now."""
+    try:
+        return os.path.samestat(os.fstat(lock.fileno()), (folder / "lock").stat())
+    except OSError:
+        return False
 
 
 def _lock(lock: TextIO, place: Workplace) -> None:

@@ -1,8 +1,11 @@
 """What every worker has imported already: the server that workers are copied from loads this."""
 
 import gc
+import signal
 
-from mergekit_yoyo.merging.importing import import_mergekit
+signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C is told once, by the command
+
+from mergekit_yoyo.merging.importing import import_mergekit  # noqa: E402
 
 import_mergekit()
 

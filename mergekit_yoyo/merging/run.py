@@ -12,9 +12,19 @@ from mergekit.graph import Task
 from mergekit.merge import run_merge
 from mergekit.options import MergeOptions
 
+from mergekit_yoyo.merging.adapters import with_adapters
 from mergekit_yoyo.merging.executor import PartExecutor, Prepared, check_same, executing
 from mergekit_yoyo.merging.journal import Journal, Reached
-from mergekit_yoyo.merging.place import Workplace, held, put_in_place, was_placed, workplace_of
+from mergekit_yoyo.merging.place import (
+    Workplace,
+    clear_up,
+    held,
+    keep_only,
+    make_ready,
+    put_in_place,
+    was_placed,
+    workplace_of,
+)
 from mergekit_yoyo.merging.verifying import is_sound
 from mergekit_yoyo.merging.workers import Crew
 from mergekit_yoyo.model.merge_yaml import MergeYaml
@@ -25,20 +35,24 @@ from mergekit_yoyo.staging import format_bytes
 
 @dataclass(frozen=True)
 class Merged:
-    """What a run did. parts: how many it computed; kept: how many were done before."""
+    """What a run did. parts: how many it computed; kept: how many were done before. records: of
+    the merge, where its YAML asks for them."""
 
     folder: Path
     parts: int
     kept: int
     bytes: int
     seconds: float
+    records: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         if not self.parts:
-            return "was merged already"
-        plural = "s were" if self.kept > 1 else " was"
-        kept = f", {self.kept} part{plural} there already" if self.kept else ""
-        return f"merged, {format_bytes(self.bytes)} in {self.seconds:.0f} s{kept}"
+            said = "was merged already"
+        else:
+            plural = "s were" if self.kept > 1 else " was"
+            kept = f", {self.kept} part{plural} there already" if self.kept else ""
+            said = f"merged, {format_bytes(self.bytes)} in {self.seconds:.0f} s{kept}"
+        return said + "".join(f"; its record is {record}" for record in self.records)
 
 
 def merge(
@@ -66,18 +80,15 @@ def merge(
     """
     started = time.perf_counter()
     place = workplace_of(target)
-    if not fresh:
-        if (begun := Journal.read(place.journal)).stages:  # of parts, the executor asks it
-            check_same(begun, merge_yaml.text, options)
-        if was_placed(place):
-            return Merged(place.target, 0, 0, 0, time.perf_counter() - started)
     with held(place, fresh=fresh):
-        journal = Journal.read(place.journal)
-        if journal.stages == ["merged"] and not _sound(place, journal):
-            progress.say("what was merged is not as it was written: merged again")
-            journal = Journal(place.journal)
-        if journal.layout is None:
-            _clear(place)
+        if not fresh:
+            check_same(Journal.read(place.journal), merge_yaml, options)
+            if was_placed(place):
+                clear_up(place)
+                return Merged(place.target, 0, 0, 0, time.perf_counter() - started)
+        journal = make_ready(place, fresh=fresh)
+        if "merged" in journal.stages and "finished" not in journal.stages:
+            _verify(place, journal, progress)
         seen = Prepared(0, len(journal.done), 0)
         if "merged" not in journal.stages:
             seen = _compute(merge_yaml, place, options, journal, crew, progress)
@@ -86,7 +97,9 @@ def merge(
             complete(place.model)
             journal.append(Reached(stage="finished"))
         put_in_place(place, journal)
-    return Merged(place.target, seen.parts, seen.done, seen.bytes, time.perf_counter() - started)
+    took = time.perf_counter() - started
+    records = dict.fromkeys(report for done in journal.done.values() for report in done.records)
+    return Merged(place.target, seen.parts, seen.done, seen.bytes, took, tuple(records))
 
 
 def _compute(
@@ -106,7 +119,7 @@ def _compute(
                 targets,
                 folder=place.model,
                 journal=journal,
-                yaml=merge_yaml.text,
+                merge_yaml=merge_yaml,
                 options=options,
                 crew=crew,
                 progress=progress,
@@ -114,21 +127,23 @@ def _compute(
         )
         return executors[0]
 
-    progress.begin("planning", None)
     config: Any = MergeConfiguration.model_validate(yaml.safe_load(merge_yaml.text))
+    options = with_adapters(config, options, place.adapted, progress)
+    progress.begin("planning", None)
     with executing(executor), planning("mends"):  # whichever method: nothing is lost
         run_merge(config, str(place.model), options, config_source=merge_yaml.text)
     return executors[0].prepared
 
 
-def _sound(place: Workplace, journal: Journal) -> bool:
-    """Whether all parts are as they were written."""
-    return all(
-        is_sound(place.model / file, done) for file, done in journal.done.items() if done.tensors
-    )
-
-
-def _clear(place: Workplace) -> None:
-    """Nothing is known of files that a run left before it had a layout."""
-    for file in place.model.iterdir():
-        file.unlink()
+def _verify(place: Workplace, journal: Journal, progress: Progress) -> None:
+    """Go back to merging if a part is not as it was written, or finishing changed it."""
+    written = {file: done for file, done in journal.done.items() if done.tensors}
+    progress.begin("checking what is merged", len(written), "parts")
+    for file, done in written.items():
+        if not is_sound(place.model / file, done):
+            del journal.done[file]
+        progress.advance()
+    if written.keys() - journal.done.keys():
+        progress.say("what was merged is not as it was written: merged again")
+        keep_only(place.model, journal.done)
+        journal.reopen()

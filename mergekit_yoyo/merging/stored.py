@@ -9,9 +9,16 @@ from mergekit.common import ModelReference
 
 from mergekit_yoyo.errors import YoyoError
 from mergekit_yoyo.model.checkpoint import TensorInfo
+from mergekit_yoyo.model.merge_yaml import MergeYaml, references, tokenizer_source
 from mergekit_yoyo.planning import reader_of
 
 FileIdentity = tuple[int, int]  # size and time of change, in nanoseconds
+Inputs = dict[str, dict[str, FileIdentity]]  # by folder and file
+# The files of a folder that may decide what a merge of it is.
+_DECIDING = (
+    *("*.safetensors", "*.bin", "*.index.json", "*config.json", "*.py"),
+    *("*token*", "vocab*", "merges.txt", "*.model", "*.tiktoken", "chat_template*"),
+)
 
 
 class StoredModel:
@@ -21,11 +28,6 @@ class StoredModel:
         self.model = model
         self._reader = reader_of(model)
         self.folder = Path(self._reader.index.base_path)
-
-    @property
-    def is_local(self) -> bool:
-        """Whether it is a folder of the user's, which may change, and no snapshot of the Hub's."""
-        return Path(self.model.model.path).exists()
 
     def info(self, weight: WeightInfo) -> TensorInfo | None:
         """What mergekit will load for `weight`; None if it is not there, or headers do not tell."""
@@ -44,16 +46,6 @@ class StoredModel:
             for k, name in enumerate(name for shard in shards for name in shard.contained_keys)
         }
 
-    def identity(self) -> dict[str, FileIdentity]:
-        """Size and time of each of its files that a merge reads.
-
-        Raises:
-            YoyoError: a file is not there any more.
-        """
-        files = ["config.json", *(shard.filename for shard in self._reader.index.shards)]
-        files += [p.name for p in sorted(self.folder.glob("tokenizer*")) if p.is_file()]
-        return {file: file_identity(self.folder / file) for file in files}
-
 
 def file_identity(file: Path) -> FileIdentity:
     """Size and time of change of a file.
@@ -66,6 +58,24 @@ def file_identity(file: Path) -> FileIdentity:
     except OSError as error:
         raise YoyoError(f"{file}: cannot be read ({error.strerror}).") from None
     return found.st_size, found.st_mtime_ns
+
+
+def identities_of(folders: Iterable[Path]) -> Inputs:
+    """Size and time of the files in some folders that decide a merge, by folder and name."""
+    found: Inputs = {}
+    for folder in folders:
+        files = {file for pattern in _DECIDING for file in folder.glob(pattern) if file.is_file()}
+        found[str(folder)] = {file.name: file_identity(file) for file in sorted(files)}
+    return found
+
+
+def local_folders(merge_yaml: MergeYaml) -> list[Path]:
+    """The folders of models and adapters that a YAML names, as it names them; those of the Hub are
+    not among them."""
+    source = tokenizer_source(merge_yaml.config)
+    models = [*references(merge_yaml.config), *([source] if source else [])]
+    names = [path.path for model in models for path in (model.model, model.lora) if path]
+    return [Path(name) for name in dict.fromkeys(names) if Path(name).is_dir()]
 
 
 def stored_models(models: Iterable[ModelReference]) -> dict[ModelReference, StoredModel]:

@@ -1,9 +1,11 @@
 """One part of a merge, computed by mergekit's executor and made durable. Runs in any process."""
 
+import errno
 import hashlib
 import os
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,22 +61,24 @@ def run_job(job: Job, device: str, tell: Callable[[int], None]) -> DonePart:
         YoyoError: an input changed meanwhile, or the disk is full.
     """
     reuse_freed_memory()
+    if device.startswith("cuda:"):  # what `--read-to-gpu` reads to `cuda` comes here too
+        torch.cuda.set_device(device)
     options = job.options.model_copy(update={"device": device})
     LoaderCache().setup(options)
     import mergekit_yoyo.method  # noqa: F401  # the method is known where the start-up hook is not
 
     open_inputs(job.models)
     unfinished = job.folder / f".{job.part.file}.{job.run}{UNFINISHED}"
-    with recorder.collecting() as records:
+    with recorder.collecting() as records, _removed_on_failure(unfinished):
         try:
             tensors = _stream(job, options, unfinished, tell)
         except UnforeseenError:
             records.clear()
-            tensors = _hold(job, options, unfinished, tell)
-    check_unchanged(job.inputs)
-    with unfinished.open("rb") as written:
-        os.fsync(written.fileno())
-    unfinished.replace(job.folder / job.part.file)
+            tensors = _hold(job, options, unfinished)
+        check_unchanged(job.inputs)
+        with unfinished.open("rb") as written:
+            os.fsync(written.fileno())
+        unfinished.replace(job.folder / job.part.file)
     sync_folder(job.folder)
     return DonePart(
         file=job.part.file,
@@ -82,6 +86,22 @@ def run_job(job: Job, device: str, tell: Callable[[int], None]) -> DonePart:
         checksum={name: check for name, (_, check) in tensors.items()},
         records=records,
     )
+
+
+@contextmanager
+def _removed_on_failure(file: Path) -> Iterator[None]:
+    """A file that does not become whole goes; a full disk is told in our words."""
+    try:
+        yield
+    except BaseException as error:
+        with suppress(OSError):
+            file.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise YoyoError(
+                f"{file.parent}: the disk filled up while a part was written. Free some space, "
+                "then run the same command again: the parts that are done are kept."
+            ) from None
+        raise
 
 
 def _stream(
@@ -104,16 +124,13 @@ def _stream(
     return written
 
 
-def _hold(
-    job: Job, options: MergeOptions, file: Path, tell: Callable[[int], None]
-) -> dict[str, tuple[int, int]]:
+def _hold(job: Job, options: MergeOptions, file: Path) -> dict[str, tuple[int, int]]:
     """Compute all tensors, then write them."""
     found: dict[str, torch.Tensor] = {}
     for output in job.part.outputs:
         tensor = compute(output, options, job.known)
         if tensor is not None:
             found[output.name] = tensor
-            tell(tensor.nbytes)
     infos = {name: TensorInfo(tuple(t.shape), t.dtype) for name, t in found.items()}
     with file.open("wb") as opened:
         shard = ShardFile(opened, infos)

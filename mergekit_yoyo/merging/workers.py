@@ -1,14 +1,20 @@
 """Who computes the parts: processes on this machine, or a cluster (see `cluster`)."""
 
 import os
+import signal
+import struct
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import parent_process
-from threading import Thread
-from typing import Any, Protocol
+from contextlib import contextmanager, suppress
+from functools import partial
+from threading import RLock, Thread
+from typing import TYPE_CHECKING, Any, Protocol
 
 import psutil
+import torch
+from tqdm import tqdm
 
 from mergekit_yoyo.errors import YoyoError
 from mergekit_yoyo.merging.early import worker_context
@@ -16,9 +22,15 @@ from mergekit_yoyo.merging.journal import DonePart
 from mergekit_yoyo.merging.worker import Job, run_job
 from mergekit_yoyo.staging import format_bytes
 
+if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
+
 TRIES = 3  # of a part whose worker was lost
 WORKER_BYTES = 450_000_000  # Python, torch and transformers
 WORKING_COPIES = 3  # of a tensor's inputs: as read, as the method works on them, and the result
+
+TOLD_SECONDS = 0.2  # between two looks at what the workers tell
+_MESSAGE = struct.Struct("<qq")  # number of a part, and bytes
 
 Done = tuple[Job, DonePart]
 
@@ -52,15 +64,23 @@ class Local:
 
     device: mergekit's; `cuda` is every GPU, a worker each. count: of workers; by default as many
     as cores and memory allow. memory: bytes that they may use together; by default four fifths of
-    what is free. A lost worker is replaced and its part repeated.
+    what is free. threads: of all workers together; by default as many as cores. A lost worker is
+    replaced and its part repeated.
     """
 
     def __init__(
-        self, device: str = "cpu", *, count: int | None = None, memory: int | None = None
+        self,
+        device: str = "cpu",
+        *,
+        count: int | None = None,
+        memory: int | None = None,
+        threads: int | None = None,
     ) -> None:
         self._devices = _devices(device)
         self._count = count
-        self._memory = memory or psutil.virtual_memory().available * 4 // 5
+        self._bound = memory
+        self._threads_given = threads
+        self._cores = threads or _cores()
 
     @property
     def width(self) -> int:
@@ -69,18 +89,24 @@ class Local:
             return self._count
         if self._devices != ("cpu",):
             return len(self._devices)
-        return min(_cores(), 4 + _cores() // 4)  # beyond a few, a worker gains by threads
+        return min(self._cores, 4 + self._cores // 4)  # beyond a few, a worker gains by threads
 
     def prepare(self, jobs: int, largest: int) -> str:
         """As many as fit into the memory, and not more than jobs."""
         each = WORKER_BYTES + WORKING_COPIES * largest
-        fitting = self._memory // each
-        if fitting < 1:
+        memory = self._bound or psutil.virtual_memory().available * 4 // 5
+        if memory < each:
             raise YoyoError(
-                f"--memory: one worker needs about {format_bytes(each)} for the largest tensor; "
-                f"got {format_bytes(self._memory)}. Use a machine with more memory."
+                f"memory: one worker needs about {format_bytes(each)}, {WORKING_COPIES} times the "
+                f"inputs of the largest tensor among them; "
+                + (
+                    f"--memory gives {format_bytes(memory)}. Give more."
+                    if self._bound
+                    else f"{format_bytes(memory)} are free for it. End other programs, or use a "
+                    "machine with more."
+                )
             )
-        self._count = max(1, min(self.width, fitting, jobs))
+        self._count = max(1, min(self.width, memory // each, jobs))
         threads = self._threads
         return (
             f"{self._count} worker{'s' * (self._count > 1)} on {', '.join(self._devices)}, "
@@ -89,34 +115,45 @@ class Local:
 
     def run(self, jobs: Sequence[Job], tell: Callable[[int], None]) -> Iterator[Done]:
         """Run the jobs."""
+        told = Told(tell)
         if self._count == 1:
-            return ((job, run_job(job, self._devices[0], tell)) for job in jobs)
-        return self._run_in_processes(jobs, tell)
+            return self._run_here(jobs, told)
+        return self._run_in_processes(jobs, told)
 
     @property
     def _threads(self) -> int:
-        return max(1, _cores() // (self._count or 1))
+        if self._count == 1 and not self._threads_given:
+            return torch.get_num_threads()  # this process stays as it is
+        return max(1, self._cores // (self._count or 1))
 
-    def _run_in_processes(self, jobs: Sequence[Job], tell: Callable[[int], None]) -> Iterator[Done]:
+    def _run_here(self, jobs: Sequence[Job], told: "Told") -> Iterator[Done]:
+        if self._threads_given:
+            torch.set_num_threads(self._threads_given)
+        for job in jobs:
+            done = run_job(job, self._devices[0], partial(told.more, job.part.number))
+            told.done(job.part.number, done)
+            yield job, done
+
+    def _run_in_processes(self, jobs: Sequence[Job], told: "Told") -> Iterator[Done]:
         waiting, tries = list(jobs), 0
         while tries < TRIES:
             lost: list[Job] = []
-            with self._pool() as pool:
-                futures: dict[Future[DonePart], Job] = {
-                    pool.submit(_work, job): job for job in waiting
-                }
-                try:
-                    for future in as_completed(futures):
+            with self._pool() as (pool, messages):
+                running = {pool.submit(_work, job): job for job in waiting}
+                while running:
+                    ended, _ = wait(running, TOLD_SECONDS, FIRST_COMPLETED)
+                    while messages.poll():
+                        told.more(*_MESSAGE.unpack(messages.recv_bytes()))
+                    for future in ended:
+                        job = running.pop(future)
                         try:
                             done = future.result()
                         except BrokenProcessPool:
-                            lost.append(futures[future])
+                            told.lost(job.part.number)
+                            lost.append(job)
                             continue
-                        tell(sum(done.tensors.values()))
-                        yield futures[future], done
-                except BaseException:
-                    pool.shutdown(wait=False, cancel_futures=True)
-                    raise
+                        told.done(job.part.number, done)
+                        yield job, done
             if not lost:
                 return
             # a part that kills its worker is left at last, and no round gets on any more
@@ -124,17 +161,51 @@ class Local:
             waiting = lost
         raise lost_too_often(waiting)
 
-    def _pool(self) -> ProcessPoolExecutor:
+    @contextmanager
+    def _pool(self) -> "Iterator[tuple[ProcessPoolExecutor, Connection]]":
+        """Workers, and what they tell. When anything fails here, they end at once."""
         context = worker_context()
         devices = context.SimpleQueue()
         for k in range(self._count or 1):
             devices.put(self._devices[k % len(self._devices)])
-        return ProcessPoolExecutor(
+        messages, telling = context.Pipe(duplex=False)
+        leased, lease = context.Pipe(duplex=False)
+        pool = ProcessPoolExecutor(
             self._count,
             mp_context=context,
             initializer=_begin,
-            initargs=(devices, self._threads),
+            initargs=(devices, self._threads, telling, leased),
         )
+        try:
+            yield pool, messages
+        except BaseException:
+            lease.close()
+            raise
+        finally:
+            pool.shutdown(cancel_futures=True)
+            for end in (messages, telling, leased, lease):
+                end.close()
+
+
+class Told:
+    """The bytes of each part that the progress was told of, so that none is counted twice."""
+
+    def __init__(self, tell: Callable[[int], None]) -> None:
+        self._tell = tell
+        self._parts: Counter[int] = Counter()
+
+    def more(self, part: int, size: int) -> None:
+        """So many bytes more of a part are computed."""
+        self._parts[part] += size
+        self._tell(size)
+
+    def done(self, part: int, done: DonePart) -> None:
+        """A part is done: what of it was not told is."""
+        self._tell(sum(done.tensors.values()) - self._parts.pop(part, 0))
+
+    def lost(self, part: int) -> None:
+        """A part is computed again."""
+        self._tell(-self._parts.pop(part, 0))
 
 
 def lost_too_often(jobs: Sequence[Job]) -> YoyoError:
@@ -161,25 +232,30 @@ def _devices(device: str) -> tuple[str, ...]:
 
 
 _device = "cpu"
+_telling: "Connection | None" = None
 
 
-def _begin(devices: Any, threads: int) -> None:
-    """Once a process: its device, and its share of the threads."""
-    global _device
-    import torch
-
-    _device = devices.get()
-    Thread(target=_end_with_parent, daemon=True).start()
+def _begin(devices: Any, threads: int, telling: "Connection", leased: "Connection") -> None:
+    """Once a process: its device, its share of the threads, whom to tell, and how long it lives."""
+    global _device, _telling
+    _device, _telling = devices.get(), telling
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C is told once, by the parent
+    Thread(target=_end_with_lease, args=[leased], daemon=True).start()
+    tqdm.set_lock(RLock())  # its own would be of processes, and left behind by one that is ended
     torch.set_num_threads(threads)
 
 
-def _end_with_parent() -> None:
-    """A pool's workers outlive a parent that is killed, and would go on to the last part."""
-    parent = parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
+def _end_with_lease(leased: "Connection") -> None:
+    """A pool's workers outlive a parent that fails or is killed, and would end their parts."""
+    with suppress(EOFError, OSError):
+        leased.recv_bytes()  # nothing ever comes: it ends when the parent closes its end, or dies
+    os._exit(1)
 
 
 def _work(job: Job) -> DonePart:
-    return run_job(job, _device, lambda _: None)
+    return run_job(job, _device, partial(_tell_parent, job.part.number))
+
+
+def _tell_parent(part: int, size: int) -> None:
+    assert _telling is not None
+    _telling.send_bytes(_MESSAGE.pack(part, size))  # few bytes: one write, which needs no lock

@@ -1,5 +1,6 @@
 """Checkpoints on disk: headers without data, tensors one by one, and files written as they come."""
 
+import zipfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from mergekit_yoyo.errors import YoyoError
+from mergekit_yoyo.errors import YoyoError, first_line
 from mergekit_yoyo.model.json_files import read_index
 
 SINGLE_FILE = "model.safetensors"
@@ -133,6 +134,20 @@ def read_header(file: Path) -> Iterator[tuple[str, TensorInfo]]:
         if dtype not in DTYPES:
             raise YoyoError(f"{file}: {name} has dtype {dtype}, which is not supported.")
         yield name, TensorInfo(shape, DTYPES[dtype])
+
+
+def read_pickled_header(file: Path) -> dict[str, TensorInfo]:
+    """Shapes and dtypes in a .bin file, whose data is not read.
+
+    Raises:
+        YoyoError: torch cannot read it, or what is in it are not tensors.
+    """
+    try:
+        mapped = zipfile.is_zipfile(file)  # torch before 1.6 wrote another format
+        found = torch.load(file, map_location="meta", weights_only=True, mmap=mapped)
+        return {name: TensorInfo(tuple(x.shape), x.dtype) for name, x in found.items()}
+    except Exception as error:  # of many kinds
+        raise YoyoError(f"{file}: cannot be read: {first_line(error)}") from None
 
 
 def read_raw_header(file: Path) -> Iterator[tuple[str, str, tuple[int, ...]]]:

@@ -5,7 +5,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import torch
 from huggingface_hub import get_safetensors_metadata
 from safetensors import SafetensorError, safe_open
 
@@ -16,6 +15,7 @@ from mergekit_yoyo.model.checkpoint import (
     SINGLE_FILE,
     Checkpoint,
     TensorInfo,
+    read_pickled_header,
 )
 from mergekit_yoyo.model.json_files import read_index
 from mergekit_yoyo.model.merge_yaml import ModelName
@@ -40,14 +40,18 @@ def tensors_in(folder: Path) -> dict[str, TensorInfo | None] | None:
             whole = all((folder / file).is_file() for file in set(files.values()))
             if whole and index == INDEX_FILE:
                 break
-            return dict.fromkeys(files)
+            if not whole:
+                return dict.fromkeys(files)
+            infos: dict[str, TensorInfo] = {}
+            for file in sorted(set(files.values())):
+                infos |= read_pickled_header(folder / file)
+            return {name: infos.get(name) for name in files}
     if next(folder.glob("*.safetensors"), None) is not None:
         with Checkpoint(folder) as checkpoint:
             return dict(checkpoint.tensors)
     single = folder / "pytorch_model.bin"
     if single.is_file():
-        state = torch.load(single, map_location="meta", weights_only=True, mmap=True)
-        return {name: TensorInfo(tuple(t.shape), t.dtype) for name, t in state.items()}
+        return dict(read_pickled_header(single))
     return None
 
 

@@ -137,6 +137,12 @@ def references(config: "MergeConfiguration") -> "list[ModelReference]":
     return list(dict.fromkeys(found))
 
 
+def tokenizer_source(config: "MergeConfiguration") -> "ModelReference | None":
+    """The model whose tokenizer the merge gets, where the YAML names one."""
+    source = config.tokenizer.source if config.tokenizer else config.tokenizer_source
+    return None if source is None or isinstance(source, str) else source
+
+
 def _inputs(config: "MergeConfiguration") -> list[ModelName]:
     """All models that go in, in the order of the YAML; LoRA adapters after their models."""
     paths = [

@@ -17,7 +17,7 @@ DEFAULT_SHARD_SIZE = "5GB"  # of the Hub and of transformers before version 5
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
-def shard(infos: Mapping[str, TensorInfo], max_shard_size: str) -> StateDictSplit:
+def shard(infos: Mapping[str, TensorInfo], max_shard_size: int | str) -> StateDictSplit:
     """How tensors are spread over files of at most `max_shard_size`.
 
     Raises:
@@ -40,7 +40,7 @@ def write_checkpoint(
     folder: Path,
     infos: Mapping[str, TensorInfo],
     tensors: Iterable[tuple[str, torch.Tensor]],
-    max_shard_size: str = DEFAULT_SHARD_SIZE,
+    max_shard_size: int | str = DEFAULT_SHARD_SIZE,
 ) -> list[str]:
     """Write tensors as they come into safetensors files in Hub style, with an index if several.
 
@@ -51,7 +51,7 @@ def write_checkpoint(
         folder: an existing folder.
         infos: every tensor to come, in the order in which they are spread over the files.
         tensors: the tensors, in any order.
-        max_shard_size: as in transformers, `5GB` or `500MB`.
+        max_shard_size: as in transformers, `5GB`, `500MB`, or bytes.
 
     Returns:
         The names of the files.

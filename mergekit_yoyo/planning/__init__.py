@@ -11,7 +11,13 @@ from mergekit_yoyo.planning.hook import (
     watching,
 )
 from mergekit_yoyo.planning.law import Account
-from mergekit_yoyo.planning.reading import Reader, gathered_weights, opened_reader, reader_of
+from mergekit_yoyo.planning.reading import (
+    Reader,
+    gathered_weights,
+    opened_reader,
+    own_device,
+    reader_of,
+)
 
 __all__ = [
     "Account",
@@ -23,6 +29,7 @@ __all__ = [
     "lost_in",
     "notes_on",
     "opened_reader",
+    "own_device",
     "planning",
     "reader_of",
     "refusal",

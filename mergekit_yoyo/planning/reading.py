@@ -21,7 +21,7 @@ from mergekit.io.tasks import GatherTensors, LoaderCache
 from safetensors import safe_open
 
 from mergekit_yoyo.errors import YoyoError
-from mergekit_yoyo.model.checkpoint import TensorInfo, read_header
+from mergekit_yoyo.model.checkpoint import TensorInfo, read_header, read_pickled_header
 from mergekit_yoyo.model.sources import Sources
 from mergekit_yoyo.planning.opened import is_opened
 
@@ -124,9 +124,7 @@ class Reader:
         """Shape and dtype of a tensor; None if only its name is at hand."""
         held = self.names[name]  # of thousands of experts in the same few files: no path for each
         if held not in self._infos:
-            file = Path(self.index.base_path) / held
-            readable = file.suffix == ".safetensors" and file.is_file()
-            self._infos[held] = dict(read_header(file)) if readable else {}
+            self._infos[held] = _infos_of(Path(self.index.base_path) / held)
         return self._infos[held].get(name)
 
     def loads(
@@ -175,6 +173,14 @@ class Reader:
         return tuple(self.sources.of[target].names)
 
 
+def _infos_of(file: Path) -> dict[str, TensorInfo]:
+    if not file.is_file():
+        return {}
+    if file.suffix == ".safetensors":
+        return dict(read_header(file))
+    return read_pickled_header(file)
+
+
 _readers: dict[ModelReference, Reader] = {}
 
 
@@ -191,6 +197,11 @@ def _resolved(config: Any, names: frozenset[str]) -> Sources:
             del _same[next(iter(_same))]
         _same[key] = Sources(config, names)
     return _same[key]
+
+
+def own_device(device: str | None) -> str:
+    """A device to read to: `cuda` is this process's own GPU, where safetensors takes the first."""
+    return f"cuda:{torch.cuda.current_device()}" if device == "cuda" else device or "cpu"
 
 
 def opened_reader(model: object) -> Reader | None:
@@ -221,7 +232,7 @@ class LoadConverted(Task[torch.Tensor]):  # type: ignore[misc]  # mergekit is no
 
     def execute(self, **_: Any) -> torch.Tensor:
         """Read and convert."""
-        reader, device = reader_of(self.model), self.device or "cpu"
+        reader, device = reader_of(self.model), own_device(self.device)
         assert reader.sources is not None
         tensor = reader.sources.convert(self.target, lambda name: reader.read(name, device)).to(
             device
