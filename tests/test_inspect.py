@@ -174,7 +174,7 @@ CASES = {
     "adapter": Case(
         recipe([*ABC, "./base+./adapter"]),
         "warning",
-        ("./base+./adapter: mergekit needs --lora-merge-cache",),
+        ("./base+./adapter: looked at without its LoRA adapter",),
         True,
     ),
     "home": Case(recipe(["~/a", *ABC]), "error", ("~/a", "does not expand"), True),
@@ -593,6 +593,31 @@ def test_a_full_disk(look: Callable[..., Inspection]) -> None:
     (text,) = seen.of_level("error")
     assert text.startswith("disk: the merge ")
     assert "0 B free in /proc. Free some space." in text
+
+
+def test_a_disk_for_the_merge_and_not_for_finishing_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """mergekit packs experts, finishing stores them as the inputs do: the merge is there twice."""
+    from finish_fixtures import write_checkpoint
+
+    from mergekit_yoyo.inspection import inspect, resources
+
+    room = 700_000
+    monkeypatch.setattr(
+        resources.shutil, "disk_usage", lambda _: resources.shutil._ntuple_diskusage(9, 9, room)
+    )
+    told = {}
+    for family in ("qwen3", "qwen3_moe"):
+        models = [write_checkpoint(tmp_path / f"{family}-{k}", family, seed=k) for k in range(2)]
+        size = sum(path.stat().st_size for path in models[0].glob("*.safetensors"))
+        room = size * 3 // 2
+        file = tmp_path / "merge.yml"
+        file.write_text(recipe([str(model) for model in models]))
+        seen = inspect(file, quick=True, output=tmp_path / "merged")
+        told[family] = [text for text in seen.of_level("warning") if text.startswith("disk:")]
+    assert told["qwen3"] == []
+    assert "once more" in told["qwen3_moe"][0]
 
 
 @pytest.mark.parametrize(("first", "end"), [(0, 7), (5, 60)])

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,17 +20,12 @@ from finish_fixtures import (
     write_checkpoint,
     write_tokenizer,
 )
+from merging_fixtures import begun, check_same, merge, merge_yaml
 from safetensors import safe_open
+from safetensors.torch import load_file
 
 from mergekit_yoyo.cli import main
 from mergekit_yoyo.record.reading import read_record
-
-LISTED = "merge_method: {method}\nmodels:\n{models}"
-
-
-def merge_yaml(method: str, models: Sequence[Path | str], extra: str = "", each: str = "") -> str:
-    listed = "".join(f"- model: {model}\n{each}" for model in models)
-    return LISTED.format(method=method, models=listed) + extra
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +64,27 @@ def adapter(inputs: dict[str, list[Path]], tmp_path_factory: pytest.TempPathFact
     return folder
 
 
+@pytest.fixture(scope="module")
+def pickled(inputs: dict[str, list[Path]], tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """The dense models in .bin files: one, several, and one as torch wrote it before 1.6."""
+    found = []
+    for k, model in enumerate(inputs["qwen3"]):
+        folder = tmp_path_factory.mktemp("pickled") / f"p{k}"
+        shutil.copytree(model, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+        tensors = load_file(model / "model.safetensors")
+        if k != 1:
+            whole = folder / "pytorch_model.bin"
+            torch.save(tensors, whole, _use_new_zipfile_serialization=k == 0)
+        else:
+            files = {name: f"pytorch_model-{n % 2}.bin" for n, name in enumerate(tensors)}
+            for file in set(files.values()):
+                torch.save({n: x for n, x in tensors.items() if files[n] == file}, folder / file)
+            index = {"metadata": {}, "weight_map": files}
+            (folder / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+        found.append(folder)
+    return found
+
+
 def run_ours(jobs: Mapping[Path, str], cwd: Path, options: Sequence[str] = ()) -> dict[Path, str]:
     """As `run_mergekit`, with our command."""
     script = (
@@ -103,7 +120,11 @@ def run_ours(jobs: Mapping[Path, str], cwd: Path, options: Sequence[str] = ()) -
 
 
 def test_every_method_gives_the_bytes_of_mergekit_yaml(
-    inputs: dict[str, list[Path]], wider: Path, adapter: Path, tmp_path: Path
+    inputs: dict[str, list[Path]],
+    wider: Path,
+    adapter: Path,
+    pickled: list[Path],
+    tmp_path: Path,
 ) -> None:
     dense, moe = inputs["qwen3"], inputs["qwen3_moe"]
     base = f"base_model: {dense[0]}\n"
@@ -120,6 +141,7 @@ def test_every_method_gives_the_bytes_of_mergekit_yaml(
             f"- sources:\n  - model: {dense[1]}\n    layer_range: [1, 2]\n"
         ),
         "tukey": merge_yaml("yoyo_fusion", dense),
+        "pickled": merge_yaml("yoyo_fusion", pickled),
         "recall": merge_yaml("yoyo_fusion", dense, "parameters: {consensus: recall}\n"),
         "union": merge_yaml("linear", [dense[0], wider], "tokenizer: {source: union}\n", equal),
         "lora": merge_yaml("linear", [dense[1], lora], float32, equal),
@@ -132,7 +154,14 @@ def test_every_method_gives_the_bytes_of_mergekit_yaml(
     for folder in ("theirs", "ours"):
         (tmp_path / folder).mkdir()
     assert not any(run_mergekit(theirs, tmp_path, cache).values())
-    options = ["--no-finish", "--force", "--workers", "2", "--out-shard-size", "20k", *cache]
+    options = [
+        "--no-finish",
+        "--force",
+        "--workers",
+        "2",
+        "--out-shard-size",
+        "20k",
+    ]  # and no cache
     failed = run_ours(ours, tmp_path, options)
     assert not any(failed.values()), failed
     for name in yamls:
@@ -255,15 +284,6 @@ def test_killed_at_twenty_points_the_next_run_ends_with_the_same_bytes(
     process.wait()
 
 
-def check_same(merged: Path, whole: Path) -> None:
-    assert tensor_bytes(merged) == tensor_bytes(whole)
-    one, other = files_of(merged), files_of(whole)
-    assert one.keys() == other.keys()
-    for name in one.keys() - {"README.md"}:  # which has the name of its folder
-        assert one[name][1] == other[name][1], name
-    assert not [p.name for p in merged.parent.iterdir() if p.name.startswith(".")]
-
-
 def test_a_lost_worker_is_replaced(inputs: dict[str, list[Path]], tmp_path: Path) -> None:
     """One of the workers kills itself at its first part: the other parts and that one are done."""
     (tmp_path / "site").mkdir()
@@ -308,34 +328,6 @@ def dense(inputs: dict[str, list[Path]], tmp_path: Path) -> Path:
     file = tmp_path / "merge.yml"
     file.write_text(merge_yaml("yoyo_fusion", inputs["qwen3"]))
     return file
-
-
-def merge(*arguments: object) -> tuple[int, str]:
-    """Status and output of the command in this process."""
-    result = CliRunner().invoke(main, ["merge", *map(str, arguments)])
-    if result.exception and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result.exit_code, result.output
-
-
-def begun(file: Path, target: Path, monkeypatch: pytest.MonkeyPatch, parts: int = 1) -> None:
-    """A merge that was interrupted as soon as so many parts were in its journal."""
-    from mergekit_yoyo.merging import executor
-
-    with monkeypatch.context() as patch:
-        append = executor.Journal.append
-
-        def interrupt(journal: executor.Journal, line: object) -> None:
-            append(journal, line)
-            if len(journal.done) == parts:
-                raise KeyboardInterrupt
-
-        patch.setattr(executor.Journal, "append", interrupt)
-        result = CliRunner().invoke(
-            main, ["merge", str(file), str(target), "--workers", "1", "--out-shard-size", "20k"]
-        )
-        assert result.exit_code != 0
-        assert not target.exists()
 
 
 def record_lines(file: Path) -> tuple[dict, list[dict]]:
@@ -577,6 +569,11 @@ def merge_in_process(root: Path) -> "subprocess.CompletedProcess[str]":
         (["--ray", "auto", "--memory", "4GB"], "--memory bounds the workers of this machine"),
         (["--memory", "-5GB"], "--memory: expected a size such as 16GB; got -5GB"),
         (["--no-write-model-card"], "Add --no-finish"),
+        (["--no-copy-tokenizer"], "Add --no-finish"),
+        (["--ray", "auto", "-j", "4"], "--num-threads: a part on Ray has its own"),
+        (["-j", "0"], "--num-threads: expected 1 or more; got 0"),
+        (["--gpu-rich"], "torch sees no GPU here"),
+        (["--multi-gpu"], "torch sees no GPU here"),
     ],
 )
 def test_options_that_make_no_sense(tmp_path: Path, options: list[str], said: str) -> None:

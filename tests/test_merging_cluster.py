@@ -3,7 +3,9 @@
 import os
 import subprocess
 import sys
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pytest
 from finish_fixtures import tensor_bytes, write_checkpoint
@@ -29,13 +31,24 @@ def command(yaml: Path, out: Path, *options: str) -> subprocess.Popen[str]:
 def test_three_nodes_one_of_which_is_killed(tmp_path: Path) -> None:
     from ray.cluster_utils import Cluster
 
-    models = [write_checkpoint(tmp_path / f"m{k}", "qwen3_moe", seed=k) for k in range(3)]
     yaml = tmp_path / "merge.yml"
-    listed = "".join(f"- model: {model}\n" for model in models)
+    listed = ""
+    for k in range(3):  # paths that are relative: the workers of Ray are in folders of their own
+        write_checkpoint(tmp_path / f"m{k}", "qwen3_moe", seed=k)
+        listed += f"- model: ./m{k}\n"
     yaml.write_text(f"merge_method: yoyo_fusion\nmodels:\n{listed}")
 
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "memory": 10**8})
     try:
+        run = command(yaml, tmp_path / "merged", "--ray", cluster.address)
+        said = run.communicate()[1]
+        assert run.returncode == 2, said
+        assert "the largest node of the cluster offers 100.0 MB" in said
+        cluster.add_node(num_cpus=1)
+        run = command(yaml, tmp_path / "merged", "--ray", cluster.address, "--cuda")
+        said = run.communicate()[1]
+        assert run.returncode == 2, said
+        assert "--cuda: no node of the cluster has a GPU" in said
         cluster.add_node(num_cpus=1)
         lost = cluster.add_node(num_cpus=1)
         run = command(yaml, tmp_path / "merged", "--ray", cluster.address)
@@ -48,7 +61,7 @@ def test_three_nodes_one_of_which_is_killed(tmp_path: Path) -> None:
                 break
         said += run.stderr
         assert run.wait() == 0, "".join(said)
-        assert any("3 nodes of a Ray cluster" in line for line in said)
+        assert any("4 nodes of a Ray cluster" in line for line in said)
         parts = sum(line.startswith("part ") for line in said)
         assert parts > 5, said
     finally:
@@ -69,3 +82,18 @@ def test_a_cluster_that_does_not_answer_is_a_sentence(tmp_path: Path) -> None:
     assert "--ray 127.0.0.1:9: no cluster answers" in said
     assert "Traceback" not in said
     assert not (tmp_path / "merged").exists()
+
+
+def test_what_listens_and_is_not_ray_is_told_soon(tmp_path: Path) -> None:
+    """Ray itself asks it for 100 seconds."""
+    model = write_checkpoint(tmp_path / "m", "llama")
+    yaml = tmp_path / "merge.yml"
+    yaml.write_text(f"merge_method: yoyo_fusion\nmodels:\n- model: {model}\n- model: {model}\n")
+    with ThreadingHTTPServer(("127.0.0.1", 0), SimpleHTTPRequestHandler) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        address = f"127.0.0.1:{server.server_port}"
+        run = command(yaml, tmp_path / "merged", "--ray", address)
+        said = run.communicate()[1]
+        server.shutdown()
+    assert run.returncode == 2, said
+    assert f"--ray {address}: no cluster answers (what listens there is not Ray)" in said

@@ -29,6 +29,14 @@ def check_disk(plan: MergePlan, inputs: Sequence[Input], output: Path) -> list[R
     if downloads:
         needed.append((_existing(Path(constants.HF_HUB_CACHE)), downloads, "downloads"))
     remarks = []
+    free = shutil.disk_usage(needed[0][0]).free
+    if size <= free < 2 * size and _is_renamed(plan, inputs):
+        remarks.append(
+            warning(
+                f"disk: finishing stores the tensors of this merge as its inputs do, and writes "
+                f"{format_bytes(size)} once more; {format_bytes(free)} free in {needed[0][0]}"
+            )
+        )
     for disk in {folder.stat().st_dev for folder, _, _ in needed}:
         here = [entry for entry in needed if entry[0].stat().st_dev == disk]
         total, free = sum(bytes_ for _, bytes_, _ in here), shutil.disk_usage(here[0][0]).free
@@ -36,6 +44,12 @@ def check_disk(plan: MergePlan, inputs: Sequence[Input], output: Path) -> list[R
         text = f"disk: {what}; {format_bytes(free)} free in {here[0][0]}"
         remarks.append(error(f"{text}. Free some space.") if free < total else note(text))
     return remarks
+
+
+def _is_renamed(plan: MergePlan, inputs: Sequence[Input]) -> bool:
+    """Whether mergekit calls tensors otherwise than every input does: it packs experts."""
+    names = {task.output_weight.name for task in plan.tasks}
+    return not any(names <= item.tensors.keys() for item in inputs)
 
 
 def check_memory(plan: MergePlan) -> list[Remark]:

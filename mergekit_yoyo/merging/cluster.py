@@ -21,6 +21,9 @@ from mergekit_yoyo.staging import format_bytes
 
 CPUS_A_PART = 2
 KNOCK_SECONDS = 10
+# The first frame of either side of HTTP/2, which Ray speaks (RFC 9113, 3.4): length, type, flags.
+_HTTP2_SETTINGS = b"\0\0\0\4\0\0\0\0\0"
+_HTTP2_HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + _HTTP2_SETTINGS
 
 
 class Cluster:
@@ -115,6 +118,8 @@ def _work(job: Job, device: str, folder: str) -> DonePart:
 
 
 def _connected(address: str) -> Any:
+    # parts that fail beside the one whose error is told
+    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
     try:
         import ray
     except ImportError:
@@ -141,8 +146,13 @@ def _connected(address: str) -> Any:
 def _knock(address: str) -> None:
     """Ray itself asks for minutes before it says that nobody is there.
 
-    Raises OSError if the host of an address `HOST:PORT` does not answer.
+    Raises OSError if the host of an address `HOST:PORT` does not answer, or not in HTTP/2.
     """
     host, colon, port = address.removeprefix("ray://").rpartition(":")
-    if colon and port.isdigit():
-        socket.create_connection((host, int(port)), timeout=KNOCK_SECONDS).close()
+    if not (colon and port.isdigit()):
+        return
+    with socket.create_connection((host, int(port)), timeout=KNOCK_SECONDS) as connection:
+        connection.sendall(_HTTP2_HELLO)
+        answer = connection.recv(len(_HTTP2_SETTINGS), socket.MSG_WAITALL)
+    if answer[3:4] != _HTTP2_SETTINGS[3:4]:
+        raise OSError("what listens there is not Ray")

@@ -112,7 +112,7 @@ class PartExecutor:
         check_disk_space(self._folder, total)
         if jobs:
             self._progress.say(self._crew.prepare(len(jobs), largest))
-        self._progress.begin(f"merging {_counted(jobs)}", total, "bytes")
+            self._progress.begin(f"merging {_counted(jobs)}", total, "bytes")
         for k, (job, done) in enumerate(self._crew.run(jobs, self._progress.advance), start=1):
             self._journal.append(done)
             self._write_records(parts)

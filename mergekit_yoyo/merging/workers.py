@@ -138,7 +138,8 @@ class Local:
         waiting, tries = list(jobs), 0
         while tries < TRIES:
             lost: list[Job] = []
-            with self._pool() as (pool, messages):
+            # one that kills its worker takes those beside it along: then each alone, until one ends
+            with self._pool(1 if tries else self._count or 1) as (pool, messages):
                 running = {pool.submit(_work, job): job for job in waiting}
                 while running:
                     ended, _ = wait(running, TOLD_SECONDS, FIRST_COMPLETED)
@@ -156,22 +157,23 @@ class Local:
                         yield job, done
             if not lost:
                 return
-            # a part that kills its worker is left at last, and no round gets on any more
             tries = 0 if len(lost) < len(waiting) else tries + 1
-            waiting = lost
+            order = [job.part.number for job in waiting]
+            lost.sort(key=lambda job: order.index(job.part.number))
+            waiting = [*lost[1:], lost[0]]  # which was being computed: the others go first
         raise lost_too_often(waiting)
 
     @contextmanager
-    def _pool(self) -> "Iterator[tuple[ProcessPoolExecutor, Connection]]":
+    def _pool(self, count: int) -> "Iterator[tuple[ProcessPoolExecutor, Connection]]":
         """Workers, and what they tell. When anything fails here, they end at once."""
         context = worker_context()
         devices = context.SimpleQueue()
-        for k in range(self._count or 1):
+        for k in range(count):
             devices.put(self._devices[k % len(self._devices)])
         messages, telling = context.Pipe(duplex=False)
         leased, lease = context.Pipe(duplex=False)
         pool = ProcessPoolExecutor(
-            self._count,
+            count,
             mp_context=context,
             initializer=_begin,
             initargs=(devices, self._threads, telling, leased),
