@@ -138,6 +138,10 @@ class Table:
         small = "-small" if self.small else ""
         return cache / f"results-{self.name}{small}.json"
 
+    def spent(self, cache: Path) -> Kept:
+        """The seconds that each row took, to merge and to read."""
+        return Kept(self.file(cache).with_suffix(".seconds.json"))
+
     def takes(self, method: Method) -> bool:
         """Whether a method stands in it."""
         if self.small and not method.small:
@@ -153,6 +157,7 @@ class Table:
 def fill(wanted: Table, methods: Sequence[Method], cache: Path) -> dict[str, Losses]:
     """The losses of all inputs and merges of a table, those that are kept read again."""
     base, domains, kept = wanted.base, wanted.domains, Kept(wanted.file(cache))
+    spent = wanted.spent(cache)
     origin = half(load_file(base_folder(base, cache) / "model.safetensors"))
     experts = [half(expert) for expert in experts_of(base, domains, cache)]
     reader = Reader(base, domains, cache, SMALL_BLOCKS if wanted.small else BLOCKS)
@@ -167,9 +172,11 @@ def fill(wanted: Table, methods: Sequence[Method], cache: Path) -> dict[str, Los
         weights = make()
         merged = time.monotonic()
         losses = reader.losses(half(weights))
+        read = time.monotonic() - merged
+        spent.get(label, lambda: merged - started + read)
         click.echo(
             f"{wanted.name}: {label}: {mean_of(losses):.4f} ({merged - started:.0f} s to merge, "
-            f"{time.monotonic() - merged:.0f} s to read)",
+            f"{read:.0f} s to read)",
             err=True,
         )
         return losses
@@ -215,13 +222,16 @@ def main(
     if small and write:
         raise click.UsageError("--small is a look: the tables of docs are made without it.")
     methods = [method for method in METHODS if not labels or method.label in labels]
+    seconds: list[float] = []
     for base, count in product(bases, counts):
         for broke in (False, True) if spoiled is None else (spoiled,):
             wanted = Table(base, count, broke, small)
             results = fill(wanted, methods, cache)
+            seconds += wanted.spent(cache).found.values()
             show(
                 table(results, wanted.domains), "quality.md", f"quality-{wanted.name}", write=write
             )
+    click.echo(f"{len(seconds)} rows took {sum(seconds) / 60:.0f} minutes", err=True)
 
 
 if __name__ == "__main__":

@@ -4,9 +4,8 @@ Each takes the difference matrices of one linear layer, `taus` [K, out, in] in f
 the difference of the merge, before a factor. Embeddings and vectors, of which the papers speak
 little, are the mean of the differences.
 
-Not here: ACTMat and TACT (2604.01329) and ACE (2603.02945), of which only the abstracts could be
-read. RegMean with the differences' own second moments, which is what the first says, is singular
-without more than that: the merge that it gave had a loss of 12.5.
+ACTMat, TACT and ACE follow what their authors' programs do (marawangamal/actmat and
+unravel-xu/ACE-Merging on GitHub), where the papers leave things open.
 """
 
 from collections.abc import Callable
@@ -77,6 +76,53 @@ def regmean(taus: Tensor, grams: Tensor, off_diagonal: float = 0.9) -> Tensor:
     """RegMean (2212.09849, equation 2), with the true inputs: what data could do."""
     diagonal = torch.diag_embed(grams.diagonal(dim1=1, dim2=2))
     return _regression(taus, off_diagonal * grams + (1 - off_diagonal) * diagonal)
+
+
+def actmat(taus: Tensor) -> Tensor:
+    """ACTMat (2604.01329): RegMean with each difference's own second moment for its inputs'."""
+    return _pseudo_regression(taus, taus.mT @ taus)
+
+
+def tact(taus: Tensor, kept: float = 0.5) -> Tensor:
+    """TACT (2604.01329): ACTMat with second moments of the larger half of each difference."""
+    sizes = taus.abs().flatten(1)
+    least = sizes.kthvalue(max(1, round((1 - kept) * sizes.shape[1])), dim=1).values
+    trimmed = taus * (taus.abs() > least[:, None, None])
+    return _pseudo_regression(taus, trimmed.mT @ trimmed)
+
+
+def ace(taus: Tensor, epsilon: float) -> Tensor:
+    """ACE (2603.02945): RegMean with second moments of the centered differences and a ridge.
+
+    Where the models differ much in size, the moments are of trace 1, and what they leave of the
+    differences is added with its leading singular values at their mean (`_refined`).
+    """
+    centered = taus - taus.mean(1, keepdim=True)
+    moments = centered.mT @ centered
+    sizes = taus.square().sum((1, 2))
+    logs = (sizes + 1e-12).log()
+    unlike = bool(logs.var() / logs.mean().square() > 0.3)
+    ridges = torch.full_like(sizes, epsilon)
+    if unlike:
+        traces = moments.diagonal(dim1=1, dim2=2).sum(1)
+        moments, ridges = moments / traces[:, None, None], ridges / traces
+    regular = moments + ridges[:, None, None] * torch.eye(moments.shape[-1])
+    prior = moments.sum(0).mean(0) / (sizes.mean() if unlike else 1)  # the same for every row
+    total = regular.sum(0)
+    found = solve(total + prior, (centered @ regular).sum(0), left=False)
+    return found + _refined(found, taus, moments - total / len(taus)) if unlike else found
+
+
+def _refined(found: Tensor, taus: Tensor, offsets: Tensor, leading: float = 0.3) -> Tensor:
+    left, sizes, right = svd(found + (taus @ offsets).sum(0), full_matrices=False)
+    kept = int(leading * len(sizes))
+    return sizes[:kept].mean() * left[:, :kept] @ right[:kept]
+
+
+def _pseudo_regression(taus: Tensor, moments: Tensor) -> Tensor:
+    """sum_k t_k C_k times the pseudo-inverse of sum_k C_k in float32, whose cut (10^-4 of the
+    largest eigenvalue) is all that keeps it regular."""
+    return (taus @ moments).sum(0) @ torch.linalg.pinv(moments.sum(0), hermitian=True)
 
 
 def _regression(taus: Tensor, grams: Tensor) -> Tensor:
