@@ -70,7 +70,7 @@ def staged_folder(target: Path, *, overwrite: bool, needed_bytes: int = 0) -> It
         staging.chmod((target if target.exists() else target.parent).stat().st_mode & 0o777)
         yield staging
         try:
-            _move_into_place(staging, target)
+            move_into_place(staging, target)
             in_place = True
         except OSError as error:
             if error.errno not in (errno.EXDEV, errno.EBUSY):
@@ -80,7 +80,7 @@ def staged_folder(target: Path, *, overwrite: bool, needed_bytes: int = 0) -> It
                 "root of a disk or in use. Choose another name."
             ) from None
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if is_full_disk(error):
             raise YoyoError(
                 f"{target}: the disk filled up while it was written. Free some space."
             ) from None
@@ -146,6 +146,13 @@ def check_disk_space(folder: Path, needed_bytes: int) -> None:
         )
 
 
+def is_full_disk(error: BaseException) -> bool:
+    """Whether that is what an error says, be it the system's or a library's."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    return os.strerror(errno.ENOSPC) in str(error)
+
+
 def format_bytes(count: int) -> str:
     """`count` bytes for a person, in the decimal units of disks and of the Hub: `4.9 GB`."""
     value, units = float(count), ["B", "KB", "MB", "GB", "TB"]
@@ -155,7 +162,8 @@ def format_bytes(count: int) -> str:
     return f"{value:.0f} {units[0]}" if units[0] == "B" else f"{value:.1f} {units[0]}"
 
 
-def _move_into_place(staging: Path, target: Path) -> None:
+def move_into_place(staging: Path, target: Path) -> None:
+    """Give a folder the name of another, which afterwards lies, if it was there, where that did."""
     if not target.exists():
         staging.rename(target)
     elif not _exchange(staging, target):
@@ -183,7 +191,7 @@ def _exchange(one: Path, other: Path) -> bool:
 
 def _replace_by_renaming(staging: Path, target: Path) -> None:
     # A folder that is not empty cannot be renamed over: step aside, and back if the move fails.
-    aside = staging.with_name(staging.name.replace(_UNFINISHED, _REPLACED))
+    aside = staging.with_name(f".{target.name}{_REPLACED}{staging.name[-6:]}")
     try:
         target.rename(aside)
         staging.rename(target)

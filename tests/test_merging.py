@@ -434,7 +434,7 @@ def test_a_damaged_part_is_computed_again(
 ) -> None:
     target = tmp_path / "merged"
     begun(dense, target, monkeypatch)
-    (part,) = (tmp_path / ".merged.merging" / "merged").glob("*.safetensors")
+    (part,) = (tmp_path / ".merged.merging" / "model" / "merged").glob("*.safetensors")
     content = bytearray(part.read_bytes())
     content[-1] ^= 1
     part.write_bytes(content)
@@ -467,7 +467,7 @@ def test_targets_that_hold_something_else_and_full_disks(
     for extra in ((), ("--fresh",)):
         status, said = merge(dense, tmp_path / "photos", *extra)
         assert status == 2
-        assert "not empty (it is no merge)" in said
+        assert "not empty (and no merge: it has no mergekit_config.yml)" in said
     assert (tmp_path / "photos" / "cat.jpg").read_bytes() == b"x"
     monkeypatch.setattr(
         staging.shutil, "disk_usage", lambda _: staging.shutil._ntuple_diskusage(10**9, 10**9, 9)
@@ -541,7 +541,7 @@ def test_what_is_merged_is_held_against_its_yaml(merged_not_finished: Path) -> N
 
 def test_what_is_merged_is_verified(merged_not_finished: Path) -> None:
     root = merged_not_finished.parent
-    file = root / ".out.merging" / "out" / "model.safetensors"
+    file = root / ".out.merging" / "model" / "out" / "model.safetensors"
     whole = file.read_bytes()
     file.write_bytes(whole[:-3] + bytes([whole[-3] ^ 0xFF]) + whole[-2:])
     done = merge_in_process(root)
@@ -564,7 +564,7 @@ def merge_in_process(root: Path) -> "subprocess.CompletedProcess[str]":
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--device", "gpu"], "--device: expected cpu, cuda"),
+        (["--device", "gpu"], "--device gpu: torch cannot use it here"),
         (["--out-shard-size", "0"], "--out-shard-size: expected a number"),
         (["--ray", "auto", "--memory", "4GB"], "--memory bounds the workers of this machine"),
         (["--memory", "-5GB"], "--memory: expected a size such as 16GB; got -5GB"),
@@ -572,11 +572,17 @@ def merge_in_process(root: Path) -> "subprocess.CompletedProcess[str]":
         (["--no-copy-tokenizer"], "Add --no-finish"),
         (["--ray", "auto", "-j", "4"], "--num-threads: a part on Ray has its own"),
         (["-j", "0"], "--num-threads: expected 1 or more; got 0"),
-        (["--gpu-rich"], "torch sees no GPU here"),
-        (["--multi-gpu"], "torch sees no GPU here"),
+        (["--gpu-rich"], "--device cuda: torch cannot use it here"),
+        (["--multi-gpu"], "--device cuda: torch cannot use it here"),
+        (["--device", "mps"], "--device mps: torch cannot use it here"),
+        (["--device", "meta"], "--device meta: torch cannot use it here"),
+        (["--ray", "merge.yml"], "--ray takes an address; got merge.yml"),
     ],
 )
-def test_options_that_make_no_sense(tmp_path: Path, options: list[str], said: str) -> None:
+def test_options_that_make_no_sense(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], said: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
     file = tmp_path / "merge.yml"
     file.write_text("merge_method: linear\nmodels: [{model: a}, {model: b}]\n")
     result = CliRunner().invoke(main, ["merge", str(file), str(tmp_path / "out"), *options])

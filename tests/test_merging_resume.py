@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -188,8 +189,10 @@ def test_a_disk_that_fills_up_keeps_the_parts_that_are_done(
         patch.setattr(worker.ShardFile, "write", full)
         status, said = merge(file, tmp_path / "merged", *OPTIONS)
     assert status == 2
-    assert "the disk filled up while a part was written. Free some space" in said
-    assert not list((tmp_path / ".merged.merging" / "merged").glob(".*"))
+    assert "the disk filled up while the merge was written. Free some space" in said
+    written = list((tmp_path / ".merged.merging" / "model" / "merged").iterdir())
+    assert written
+    assert not [path for path in written if path.name.startswith(".")]
     status, said = merge(file, tmp_path / "merged", *OPTIONS)
     assert status == 0
     assert re.search(r"\d+ parts? (was|were) there already", said)
@@ -347,3 +350,182 @@ def test_downloads_are_kept_where_the_option_says(
     said = merge(file, tmp_path / "merged", "--transformers-cache", tmp_path / "cache")[1]
     assert "that can be reached" not in said
     assert "does not merge models by their Hub name" in said
+
+
+def killed(point: str, arguments: list[object], cwd: Path) -> None:
+    """The command in a process that is killed as soon as a stage stands in its journal."""
+    code = (
+        "import json, os, sys\n"
+        "from mergekit_yoyo.merging.journal import Journal\n"
+        "own = Journal.append\n"
+        "def append(journal, line):\n"
+        "    own(journal, line)\n"
+        f"    if getattr(line, 'stage', '') == {point!r}:\n"
+        "        os._exit(9)\n"
+        "Journal.append = append\n"
+        "from mergekit_yoyo.cli import main\n"
+        "main(json.loads(sys.argv[1]))\n"
+    )
+    line = json.dumps(["merge", *map(str, arguments), *map(str, OPTIONS), "-q"])
+    done = subprocess.run([sys.executable, "-c", code, line], cwd=cwd, check=False)
+    assert done.returncode == 9
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The YAML of a merge of mixtures of experts, which finishing stores as they were."""
+    folder = tmp_path_factory.mktemp("packed")
+    models = [write_checkpoint(folder / f"m{k}", "qwen3_moe", seed=k) for k in range(2)]
+    file = folder / "merge.yml"
+    file.write_text(merge_yaml("yoyo_fusion", models, "dtype: bfloat16\n"))
+    assert merge(file, folder / "whole", *OPTIONS)[0] == 0
+    return file
+
+
+def test_killed_without_finishing_and_run_again_with_it(packed: Path, tmp_path: Path) -> None:
+    killed("placing", [packed, tmp_path / "merged", "--no-finish"], tmp_path)
+    assert merge(packed, tmp_path / "merged", *OPTIONS)[0] == 0
+    check_same(tmp_path / "merged", packed.with_name("whole"))
+
+
+def test_what_finishing_has_converted_is_not_merged_again(packed: Path, tmp_path: Path) -> None:
+    killed("finished", [packed, tmp_path / "merged"], tmp_path)
+    journal = tmp_path / ".merged.merging" / "journal.jsonl"
+    lines = journal.read_text().splitlines(keepends=True)
+    assert '"finished"' in lines[-1]
+    journal.write_text("".join(lines[:-1]))
+    status, said = merge(packed, tmp_path / "merged", *OPTIONS)
+    assert status == 0
+    assert "was merged already" in said
+    check_same(tmp_path / "merged", packed.with_name("whole"))
+
+
+def test_a_replaced_merge_is_there_until_the_new_one_is(file: Path, tmp_path: Path) -> None:
+    """Killed when all was exchanged but not cleared up: no run of any kind brings the old back."""
+    from mergekit_yoyo.merging import place as places
+    from mergekit_yoyo.merging.journal import Journal
+
+    target = tmp_path / "merged"
+    assert merge(file, target, *OPTIONS)[0] == 0
+    old = tensor_bytes(target)
+    file.write_text(file.read_text() + "parameters: {consensus: recall}\n")
+    assert merge(file, tmp_path / "reference", *OPTIONS)[0] == 0
+    new = tensor_bytes(tmp_path / "reference")
+    assert old != new
+    killed("placing", [file, target, "--fresh"], tmp_path)
+    assert tensor_bytes(target) == old
+    place = places.workplace_of(target)
+    assert Journal.read(place.journal).inode == place.model.stat().st_ino
+    places.move_into_place(place.model, target)  # as the run would have, and be killed then
+    assert tensor_bytes(target) == new
+    status, said = merge(file, target, *OPTIONS)
+    assert status == 0
+    assert "was merged already" in said
+    check_same(target, tmp_path / "reference")
+    killed("placing", [file, target, "--fresh"], tmp_path)
+    places.move_into_place(place.model, target)
+    status, said = merge(file, target, *OPTIONS, "--fresh")
+    assert status == 0, said
+    check_same(target, tmp_path / "reference")
+
+
+@pytest.mark.parametrize("name", ["lock", "journal.jsonl", "replaced", "model", "adapted"])
+def test_a_target_may_have_any_name(file: Path, tmp_path: Path, name: str) -> None:
+    for extra in ((), ("--fresh",)):
+        status, said = merge(file, tmp_path / name, *OPTIONS, *extra)
+        assert status == 0, said
+    assert (tmp_path / name / "config.json").is_file()
+
+
+def test_what_came_to_be_in_the_target_meanwhile_is_kept(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mergekit_yoyo.merging import executor
+
+    target = tmp_path / "thesis"
+    unchanged = executor.check_unchanged
+
+    def write(*arguments: object) -> None:
+        target.mkdir()
+        (target / "chapter.txt").write_text("x")
+        unchanged(*arguments)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(executor, "check_unchanged", write)
+        status, said = merge(file, target, *OPTIONS)
+    assert status == 2
+    assert "exists and is not empty" in said
+    assert (target / "chapter.txt").read_text() == "x"
+    shutil.rmtree(target)
+    status, said = merge(file, target, *OPTIONS)
+    assert status == 0
+    assert "was merged already" in said
+    report = f"parameters: {{report: {target}/record.jsonl}}\n"
+    file.write_text(file.read_text() + report)
+    status, said = merge(file, target, *OPTIONS, "--fresh")
+    assert status == 2
+    assert "Let the record lie beside it" in said
+
+
+def test_a_tokenizer_that_a_full_disk_cut_off_is_written_again(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """mergekit logs that, and says that the merge was still successful."""
+    from mergekit import merge as mergekits
+
+    def cut(source: str, target: str) -> None:
+        Path(target).write_bytes(b"")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(mergekits.shutil, "copy", cut)
+        status, said = merge(file, tmp_path / "merged", *OPTIONS)
+    assert status == 2
+    assert "the disk filled up" in said
+    assert "Traceback" not in said
+    assert merge(file, tmp_path / "merged", *OPTIONS)[0] == 0
+    assert merge(file, tmp_path / "reference", *OPTIONS)[0] == 0
+    check_same(tmp_path / "merged", tmp_path / "reference")
+
+
+@pytest.mark.slow
+def test_a_part_that_fails_ends_all_workers(file: Path, tmp_path: Path) -> None:
+    """At once, and the process with them."""
+    failing = (
+        "def stream(job, *arguments, own=worker._stream):\n"
+        "    if job.part.number == 2:\n"
+        "        raise worker.YoyoError('this part fails.')\n"
+        "    time.sleep(60)\n"
+        "worker._stream = stream\n"
+    )
+    run = run_in_workers(file, tmp_path / "merged", patch=failing)
+    started = time.monotonic()
+    _, said = run.communicate(timeout=300)
+    assert run.returncode == 2, said
+    assert "Error: this part fails." in said
+    assert "Traceback" not in said
+    assert "leaked" not in said
+    assert time.monotonic() - started < 60  # not when the other part has slept
+
+
+@pytest.mark.slow
+def test_a_terminated_run_leaves_no_workers(file: Path, tmp_path: Path) -> None:
+    slow = "worker._stream = lambda *_: time.sleep(600)\n"
+    run = run_in_workers(file, tmp_path / "merged", patch=slow)
+    assert run.stderr
+    said = []
+    for line in run.stderr:
+        said.append(line)
+        if line.startswith("merging "):
+            run.terminate()
+            break
+    said += run.stderr  # ends when the last worker has let go of it
+    assert run.wait() == 128 + signal.SIGTERM, "".join(said)
+    assert "leaked" not in "".join(said)
+
+
+def test_quiet_says_the_errors(file: Path, tmp_path: Path) -> None:
+    file.write_text(file.read_text() + "parameters: {tukey_sea: 3.0}\n")
+    status, said = merge(file, tmp_path / "merged", "--quiet")
+    assert status == 2
+    assert "knows no parameter tukey_sea" in said

@@ -3,6 +3,7 @@
 import atexit
 import errno
 import os
+import signal
 import sys
 import traceback
 from importlib import import_module
@@ -85,6 +86,11 @@ def main() -> None:
     """YOYO-Fusion for mergekit, and the road from a merge to a published model."""
 
 
+def _end(kind: int, _: object) -> NoReturn:
+    """End as after Ctrl-C: what is half-written is cleared, workers end."""
+    sys.exit(128 + kind)
+
+
 def run() -> NoReturn:
     """The command as a process: `main`, and an end at once.
 
@@ -92,6 +98,9 @@ def run() -> NoReturn:
     registered to happen at the end happens.
     """
     status: object = 2
+    for kind in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
+        if signal.getsignal(kind) == signal.SIG_DFL:  # `nohup` ignores one
+            signal.signal(kind, _end)
     try:
         main()
     except SystemExit as ended:

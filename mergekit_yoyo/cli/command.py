@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 from mergekit_yoyo.cli.places import Place
-from mergekit_yoyo.errors import YoyoError
+from mergekit_yoyo.errors import YoyoError, first_line
 from mergekit_yoyo.progress import SILENT, Progress
 
 _SAID = "mergekit_yoyo.said"  # in the context: how much is said, `quiet` or `verbose`
@@ -111,6 +111,21 @@ def output_folder(target: Path | None, output: Path | None, line: str) -> Path:
     if target and output and target != output:
         raise YoyoError(f"{target} and --output {output}: give one folder to write.")
     return folder
+
+
+def check_device(device: str) -> None:
+    """Refuse a device that torch cannot use here.
+
+    Raises:
+        YoyoError: it is none, or not here.
+    """
+    import torch
+
+    try:
+        torch.empty(1, device=device).item()  # of `meta`, it cannot be had
+    except Exception as error:  # each kind of device refuses in its own way
+        reason = first_line(error)
+        raise YoyoError(f"--device {device}: torch cannot use it here ({reason}).") from None
 
 
 def size_in_bytes(option: str, text: str | None) -> int | None:

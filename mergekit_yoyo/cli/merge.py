@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mergekit_yoyo.cli.command import (
+    check_device,
     is_quiet,
     note,
     our_command,
@@ -113,6 +114,8 @@ def command(
       mergekit-yoyo merge merge.yml ./merged --workers 8 --memory 64GB
       mergekit-yoyo merge merge.yml ./merged --ray auto
     """
+    if ray and Path(ray).is_file():
+        raise YoyoError(f"--ray takes an address; got {ray}. Put --ray last, or write --ray local.")
     if ray and memory:
         raise YoyoError("--memory bounds the workers of this machine; a Ray node has its own.")
     if not (no_finish or mergekits["write_model_card"]):
@@ -137,7 +140,7 @@ def command(
     options = MergeOptions(quiet=True, **_as_mergekit_has_them(mergekits))
     merge_yaml = read_merge_yaml(file)
     if not ray:
-        _check_device(options.device)
+        check_device(options.device or "cpu")
     notes: list[str] = []
     device = options.device or "cpu"
     crew: Cluster | Local
@@ -160,14 +163,14 @@ def command(
         notes.extend(plan.notes)
 
     with shown_progress() as progress:
-        _look(file, target, progress, options, force=force)
+        _look(file, target, progress, options, force=force, finishes=not no_finish)
         merged = merge(
             merge_yaml,
             target,
             options,
             crew,
             fresh=fresh,
-            complete=(lambda _: None) if no_finish else complete,
+            complete=None if no_finish else complete,
             progress=progress,
         )
     for text in dict.fromkeys(notes):
@@ -183,26 +186,14 @@ def _keep_downloads_in(folder: str) -> None:
     os.environ["HF_HUB_CACHE"] = constants.HF_HUB_CACHE = str(Path(folder).absolute())
 
 
-def _check_device(device: str | None) -> None:
-    """Refuse a device that is not here before anything is looked at."""
-    import torch
-
-    if device in (None, "auto"):
-        return
-    try:
-        kind = torch.device(device).type
-    except RuntimeError:
-        raise YoyoError(
-            f"--device: expected cpu, cuda, cuda:1, mps or auto; got {device}."
-        ) from None
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise YoyoError(
-            "--cuda: torch sees no GPU here. Leave it out, or install a build with CUDA."
-        )
-
-
 def _look(
-    file: Path, target: Path, progress: Progress, options: "MergeOptions", *, force: bool
+    file: Path,
+    target: Path,
+    progress: Progress,
+    options: "MergeOptions",
+    *,
+    force: bool,
+    finishes: bool,
 ) -> None:
     """What `inspect --quick` finds: errors stop the merge, unless it is forced, or options of
     mergekit ask for just that."""
@@ -222,10 +213,14 @@ def _look(
         wanted.append("disk:")
     overruled = [text for text in seen.of_level("error") if text.startswith(tuple(wanted))]
     errors = [text for text in seen.of_level("error") if text not in overruled]
-    for text in errors:
-        progress.say(f"error: {text}")
-    for text in [*overruled, *seen.of_level("warning")]:
-        progress.say(f"warning: {text}")
+    warnings = seen.of_level("warning")
+    if finishes:  # which needs that room after the merge
+        errors += [text for text in warnings if text.startswith("disk:")]
+    for text in errors:  # also with --quiet
+        click.echo(f"error: {text}", err=True)
+    for text in [*overruled, *warnings]:
+        if text not in errors:
+            progress.say(f"warning: {text}")
     if errors and not force:
         raise YoyoError(
             f"{file}: the merge would fail, or not be what the file says (above). Mend that, or "

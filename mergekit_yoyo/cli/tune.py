@@ -5,9 +5,8 @@ from typing import Any
 
 import click
 
-from mergekit_yoyo.cli.command import Renamed, note, our_command, shown_progress
+from mergekit_yoyo.cli.command import Renamed, check_device, note, our_command, shown_progress
 from mergekit_yoyo.cli.places import Kind, Place
-from mergekit_yoyo.errors import YoyoError, first_line
 from mergekit_yoyo.terminal import stdout_console
 
 ONE_MERGE: dict[Kind, str] = {
@@ -165,9 +164,5 @@ def _device(given: str | None) -> str:
         if torch.cuda.is_available():
             return "cuda"
         return "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        torch.empty(1, device=given)
-    except (RuntimeError, AssertionError) as error:
-        reason = first_line(error)
-        raise YoyoError(f"--device {given}: torch cannot use it here ({reason}).") from None
+    check_device(given)
     return given

@@ -5,6 +5,7 @@ that server imports on one core while the command imports and plans on another.
 """
 
 import os
+import signal
 from multiprocessing import get_context
 from multiprocessing.context import BaseContext
 
@@ -12,12 +13,20 @@ PRELOADED = ["mergekit_yoyo.merging.preload"]
 
 
 def start_server() -> None:
-    """Start the process that workers will be copied from, where the system has such a thing."""
+    """Start the process that workers will be copied from, where the system has such a thing.
+
+    Ctrl-C does not reach it nor them: the command ends its workers itself, see `workers`.
+    """
     if os.name == "posix":
-        from multiprocessing import forkserver
+        from multiprocessing import forkserver, resource_tracker
 
         worker_context()
-        forkserver.ensure_running()
+        resource_tracker.ensure_running()  # which would let signals through again
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+        try:
+            forkserver.ensure_running()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def worker_context() -> BaseContext:

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from mergekit_yoyo.errors import YoyoError
 from mergekit_yoyo.record.recorder import Collected
 
-Stage = Literal["replacing", "merged", "finished", "placing"]
+Stage = Literal["replacing", "merged", "finishing", "finished", "placing"]
 
 
 class _Line(BaseModel):
@@ -56,10 +56,12 @@ class DonePart(_Line):
 
 class Reached(_Line):
     """A stage of the road that is done. `replacing`: an earlier merge of that name will be
-    replaced; `placing`: the last stage begins."""
+    replaced; `finishing`, `placing`: that begins, the latter with the model's folder of number
+    `inode`."""
 
     line: Literal["stage"] = "stage"
     stage: Stage
+    inode: int | None = None
 
 
 class Journal:
@@ -70,6 +72,7 @@ class Journal:
         self.layout: Layout | None = None
         self.done: dict[str, DonePart] = {}
         self.stages: list[Stage] = []
+        self.inode: int | None = None
 
     @classmethod
     def read(cls, file: Path) -> "Journal":
@@ -116,7 +119,7 @@ class Journal:
             out.flush()
             os.fsync(out.fileno())
         beside.replace(self.file)
-        self.layout, self.done, self.stages = None, {}, []
+        self.layout, self.done, self.stages, self.inode = None, {}, [], None
         for line in lines:
             self._take(line)
 
@@ -135,6 +138,7 @@ class Journal:
             self.done[line.file] = line
         elif isinstance(line, Reached):
             self.stages.append(line.stage)
+            self.inode = line.inode or self.inode
 
 
 def _as_bytes(line: _Line) -> bytes:

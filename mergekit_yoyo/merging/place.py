@@ -14,7 +14,7 @@ from mergekit_yoyo.errors import YoyoError
 from mergekit_yoyo.merging.journal import Journal, Reached
 from mergekit_yoyo.merging.worker import sync_folder
 from mergekit_yoyo.model.merge_yaml import MERGE_FILE
-from mergekit_yoyo.staging import mend_leftovers
+from mergekit_yoyo.staging import mend_leftovers, move_into_place
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Workplace:
     @property
     def model(self) -> Path:
         """The model to be; it has the target's name, which mergekit writes into the card."""
-        return self.folder / self.target.name
+        return self.folder / "model" / self.target.name
 
     @property
     def journal(self) -> Path:
@@ -91,11 +91,11 @@ def make_ready(place: Workplace, *, fresh: bool) -> Journal:
     check_target(place.target, replaces=replaces)
     if not journal.done:  # nothing is known of the other files
         journal.begin(*[Reached(stage="replacing")] * replaces)
-        for path in (place.model, place.adapted):
+        for path in (place.model.parent, place.adapted):
             _remove(path)
     _remove(place.done)
     mend_leftovers(place.model)
-    place.model.mkdir(exist_ok=True)
+    place.model.mkdir(parents=True, exist_ok=True)
     return journal
 
 
@@ -115,20 +115,20 @@ def check_target(target: Path, *, replaces: bool = False) -> None:
         return
     if replaces and (target / MERGE_FILE).is_file():
         return
-    hint = "--fresh replaces it" if (target / MERGE_FILE).is_file() else "it is no merge"
+    is_merge = (target / MERGE_FILE).is_file()
+    hint = "--fresh replaces it" if is_merge else f"and no merge: it has no {MERGE_FILE}"
     raise YoyoError(f"{target}: this folder exists and is not empty ({hint}). Choose another name.")
 
 
 def put_in_place(place: Workplace, journal: Journal) -> None:
-    """The model gets its name; what was needed to make it goes."""
-    journal.append(Reached(stage="placing"))
-    if place.target.exists():
-        if _is_full(place.target):
-            _remove(place.folder / "replaced")
-            place.target.rename(place.folder / "replaced")
-        else:
-            place.target.rmdir()
-    place.model.rename(place.target)
+    """The model gets its name, in one step where the system can; what was needed to make it goes.
+
+    Raises:
+        YoyoError: something else came to be in the target meanwhile.
+    """
+    check_target(place.target, replaces=journal.replaces)
+    journal.append(Reached(stage="placing", inode=place.model.stat().st_ino))
+    move_into_place(place.model, place.target)
     sync_folder(place.target.parent)
     clear_up(place)
 
@@ -140,11 +140,14 @@ def keep_only(folder: Path, names: Container[str]) -> None:
             _remove(path)
 
 
-def was_placed(place: Workplace) -> bool:
-    """Whether an earlier run came to an end but for clearing up."""
-    if place.model.exists() or not _is_full(place.target):
+def was_placed(place: Workplace, journal: Journal, yaml: str) -> bool:
+    """Whether an earlier run of this merge came to an end but for clearing up."""
+    if not _is_full(place.target):
         return False
-    return place.done.exists() or "placing" in Journal.read(place.journal).stages
+    if place.done.exists():
+        merged = place.target / MERGE_FILE
+        return merged.is_file() and merged.read_text(encoding="utf-8") == yaml
+    return journal.inode == place.target.stat().st_ino
 
 
 def clear_up(place: Workplace) -> None:

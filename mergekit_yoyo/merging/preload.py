@@ -1,11 +1,8 @@
 """What every worker has imported already: the server that workers are copied from loads this."""
 
 import gc
-import signal
 
-signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C is told once, by the command
-
-from mergekit_yoyo.merging.importing import import_mergekit  # noqa: E402
+from mergekit_yoyo.merging.importing import import_mergekit
 
 import_mergekit()
 

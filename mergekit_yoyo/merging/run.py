@@ -1,7 +1,10 @@
 """The road of a merge, each stage remembered: parts, the files around them, finishing, its name."""
 
+import logging
+import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +15,7 @@ from mergekit.graph import Task
 from mergekit.merge import run_merge
 from mergekit.options import MergeOptions
 
+from mergekit_yoyo.errors import YoyoError, first_line
 from mergekit_yoyo.merging.adapters import with_adapters
 from mergekit_yoyo.merging.executor import PartExecutor, Prepared, check_same, executing
 from mergekit_yoyo.merging.journal import Journal, Reached
@@ -26,11 +30,13 @@ from mergekit_yoyo.merging.place import (
     workplace_of,
 )
 from mergekit_yoyo.merging.verifying import is_sound
+from mergekit_yoyo.merging.worker import disk_filled_up
 from mergekit_yoyo.merging.workers import Crew
+from mergekit_yoyo.model.checkpoint import Checkpoint
 from mergekit_yoyo.model.merge_yaml import MergeYaml
 from mergekit_yoyo.planning import planning
 from mergekit_yoyo.progress import SILENT, Progress
-from mergekit_yoyo.staging import format_bytes
+from mergekit_yoyo.staging import format_bytes, is_full_disk
 
 
 @dataclass(frozen=True)
@@ -62,7 +68,7 @@ def merge(
     crew: Crew,
     *,
     fresh: bool = False,
-    complete: Callable[[Path], None] = lambda _: None,
+    complete: Callable[[Path], None] | None = None,
     progress: Progress = SILENT,
 ) -> Merged:
     """Merge into `target`, or go on where an earlier run stopped.
@@ -72,7 +78,7 @@ def merge(
 
     merge_yaml: the merge, of any method. options: mergekit's. crew: who computes, `Local` or
     `Cluster`. fresh: forget what an earlier run did, and replace a merge of that name. complete:
-    called with the merged folder before it gets its name.
+    called with the merged folder before it gets its name, twice if it was killed meanwhile.
 
     Raises:
         YoyoError: the target holds something else or is being merged into, the beginning that is
@@ -80,10 +86,14 @@ def merge(
     """
     started = time.perf_counter()
     place = workplace_of(target)
+    _check_report(merge_yaml, place.target)
     with held(place, fresh=fresh):
         if not fresh:
-            check_same(Journal.read(place.journal), merge_yaml, options)
-            if was_placed(place):
+            begun = Journal.read(place.journal)
+            check_same(begun, merge_yaml, options)
+            if was_placed(place, begun, merge_yaml.text):
+                if complete:  # it may have been merged without
+                    complete(place.target)
                 clear_up(place)
                 return Merged(place.target, 0, 0, 0, time.perf_counter() - started)
         journal = make_ready(place, fresh=fresh)
@@ -93,13 +103,26 @@ def merge(
         if "merged" not in journal.stages:
             seen = _compute(merge_yaml, place, options, journal, crew, progress)
             journal.append(Reached(stage="merged"))
-        if "finished" not in journal.stages:
+        if complete and "finished" not in journal.stages:
+            journal.append(Reached(stage="finishing"))
             complete(place.model)
             journal.append(Reached(stage="finished"))
         put_in_place(place, journal)
     took = time.perf_counter() - started
     records = dict.fromkeys(report for done in journal.done.values() for report in done.records)
     return Merged(place.target, seen.parts, seen.done, seen.bytes, took, tuple(records))
+
+
+def _check_report(merge_yaml: MergeYaml, target: Path) -> None:
+    """Refuse a record in a folder that is not there before the merge is whole."""
+    report = (merge_yaml.config.parameters or {}).get("report")
+    if (
+        isinstance(report, str)
+        and target in Path(os.path.normpath(Path(report).absolute())).parents
+    ):
+        raise YoyoError(
+            f"report: {report} lies in {target}, which is made last. Let the record lie beside it."
+        )
 
 
 def _compute(
@@ -130,13 +153,56 @@ def _compute(
     config: Any = MergeConfiguration.model_validate(yaml.safe_load(merge_yaml.text))
     options = with_adapters(config, options, place.adapted, progress)
     progress.begin("planning", None)
-    with executing(executor), planning("mends"):  # whichever method: nothing is lost
+    with executing(executor), planning("mends"), _heard(place.model, progress):
         run_merge(config, str(place.model), options, config_source=merge_yaml.text)
     return executors[0].prepared
 
 
+@contextmanager
+def _heard(folder: Path, progress: Progress) -> Iterator[None]:
+    """mergekit logs that it could not copy a tokenizer, and ends well: on a full disk it did not.
+
+    Raises:
+        YoyoError: the disk is full.
+    """
+    told: list[tuple[str, BaseException | None]] = []
+
+    class Ear(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            told.append((record.getMessage(), record.exc_info[1] if record.exc_info else None))
+
+    logger, ear = logging.getLogger("mergekit.merge"), Ear(logging.WARNING)
+    logger.addHandler(ear)
+    logger.propagate = logger.isEnabledFor(logging.INFO)  # whole, with `--verbose`
+    try:
+        yield
+    except OSError as error:
+        if not is_full_disk(error):
+            raise
+        told.append(("", error))
+    finally:
+        logger.removeHandler(ear)
+        logger.propagate = True
+    if any(wrong and is_full_disk(wrong) for _, wrong in told):
+        raise disk_filled_up(folder)
+    for text, wrong in told:
+        progress.say(f"warning: {text}" + (f" ({first_line(wrong)})" if wrong else ""))
+
+
+def _is_converted(folder: Path, journal: Journal) -> bool:
+    """Whether finishing put its own files in place of the parts: their tensors are others."""
+    merged = {name for done in journal.done.values() for name in done.tensors}
+    try:
+        with Checkpoint(folder) as checkpoint:
+            return checkpoint.tensors.keys() != merged
+    except YoyoError:
+        return False
+
+
 def _verify(place: Workplace, journal: Journal, progress: Progress) -> None:
-    """Go back to merging if a part is not as it was written, or finishing changed it."""
+    """Go back to merging if a part is not as it was written."""
+    if "finishing" in journal.stages and _is_converted(place.model, journal):
+        return
     written = {file: done for file, done in journal.done.items() if done.tensors}
     progress.begin("checking what is merged", len(written), "parts")
     for file, done in written.items():

@@ -1,6 +1,5 @@
 """One part of a merge, computed by mergekit's executor and made durable. Runs in any process."""
 
-import errno
 import hashlib
 import os
 import zlib
@@ -25,6 +24,7 @@ from mergekit_yoyo.merging.stored import FileIdentity, file_identity
 from mergekit_yoyo.model.checkpoint import TensorInfo
 from mergekit_yoyo.model.writing import ShardFile
 from mergekit_yoyo.record import recorder
+from mergekit_yoyo.staging import is_full_disk
 
 UNFINISHED = ".unfinished"
 
@@ -96,12 +96,17 @@ def _removed_on_failure(file: Path) -> Iterator[None]:
     except BaseException as error:
         with suppress(OSError):
             file.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise YoyoError(
-                f"{file.parent}: the disk filled up while a part was written. Free some space, "
-                "then run the same command again: the parts that are done are kept."
-            ) from None
+        if is_full_disk(error):
+            raise disk_filled_up(file.parent) from None
         raise
+
+
+def disk_filled_up(folder: Path) -> YoyoError:
+    """The error for a disk without room for what is left of a merge."""
+    return YoyoError(
+        f"{folder}: the disk filled up while the merge was written. Free some space, then run the "
+        "same command again: the parts that are done are kept."
+    )
 
 
 def _stream(

@@ -17,7 +17,7 @@ import torch
 from tqdm import tqdm
 
 from mergekit_yoyo.errors import YoyoError
-from mergekit_yoyo.merging.early import worker_context
+from mergekit_yoyo.merging.early import start_server, worker_context
 from mergekit_yoyo.merging.journal import DonePart
 from mergekit_yoyo.merging.worker import Job, run_job
 from mergekit_yoyo.staging import format_bytes
@@ -166,6 +166,7 @@ class Local:
     @contextmanager
     def _pool(self, count: int) -> "Iterator[tuple[ProcessPoolExecutor, Connection]]":
         """Workers, and what they tell. When anything fails here, they end at once."""
+        start_server()
         context = worker_context()
         devices = context.SimpleQueue()
         for k in range(count):
@@ -241,7 +242,7 @@ def _begin(devices: Any, threads: int, telling: "Connection", leased: "Connectio
     """Once a process: its device, its share of the threads, whom to tell, and how long it lives."""
     global _device, _telling
     _device, _telling = devices.get(), telling
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C is told once, by the parent
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # on Ctrl-C, the parent ends us
     Thread(target=_end_with_lease, args=[leased], daemon=True).start()
     tqdm.set_lock(RLock())  # its own would be of processes, and left behind by one that is ended
     torch.set_num_threads(threads)
