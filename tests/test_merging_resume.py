@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 from finish_fixtures import tensor_bytes, write_checkpoint
 from mergekit.options import MergeOptions
@@ -529,3 +530,25 @@ def test_quiet_says_the_errors(file: Path, tmp_path: Path) -> None:
     status, said = merge(file, tmp_path / "merged", "--quiet")
     assert status == 2
     assert "knows no parameter tukey_sea" in said
+
+
+def test_a_failure_of_the_command_itself_ends_the_workers(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While they compute, and it notes what is done."""
+    from mergekit_yoyo.merging.journal import DonePart, Journal
+
+    append = Journal.append
+
+    def interrupt(journal: Journal, line: object) -> None:
+        append(journal, line)  # type: ignore[arg-type]
+        if isinstance(line, DonePart):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Journal, "append", interrupt)
+    options = MergeOptions(quiet=True, out_shard_size=20_000)
+    with pytest.raises(KeyboardInterrupt) as caught:  # kept, and with it what the frames hold
+        merge_in_python(read_merge_yaml(file), tmp_path / "merged", options, Local(count=2))
+    servers = [p for p in psutil.Process().children() if p.is_running()]
+    assert not [worker for server in servers for worker in server.children()]
+    assert caught.traceback

@@ -2,7 +2,7 @@
 
 import os
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +74,7 @@ class Cluster:
         nodes = f"{len(alive)} node{'s' * (len(alive) > 1)}"
         return f"{self._count} parts at once on {nodes} of a Ray cluster"
 
-    def run(self, jobs: Sequence[Job], tell: Callable[[int], None]) -> Iterator[Done]:
+    def run(self, jobs: Sequence[Job], tell: Callable[[int], None]) -> Generator[Done]:
         """Run the jobs; what a lost node was computing is repeated on another."""
         remote = self._ray.remote(
             num_cpus=1 if self._on_gpu else min(CPUS_A_PART, self._largest_node()),

@@ -6,7 +6,7 @@ its value. Files are in place when it ends; what mergekit writes around them is 
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -113,13 +113,7 @@ class PartExecutor:
         if jobs:
             self._progress.say(self._crew.prepare(len(jobs), largest))
             self._progress.begin(f"merging {_counted(jobs)}", total, "bytes")
-        for k, (job, done) in enumerate(self._crew.run(jobs, self._progress.advance), start=1):
-            self._journal.append(done)
-            self._write_records(parts)
-            size = format_bytes(sum(done.tensors.values()))
-            self._progress.say(
-                f"part {k} of {len(jobs)}: {job.part.file}, {len(done.tensors):,} tensors, {size}"
-            )
+            self._compute(jobs, parts)
         check_unchanged(watched)
         self._write_index(parts)
         for report in self._write_records(parts):
@@ -127,6 +121,16 @@ class PartExecutor:
         for target in self._targets:
             if not isinstance(target, BuildTokenizer):
                 yield target, None
+
+    def _compute(self, jobs: Sequence[Job], parts: Sequence[Part]) -> None:
+        """Have the parts computed, and note each as it is done."""
+        with closing(self._crew.run(jobs, self._progress.advance)) as ran:  # whatever happens here
+            for k, (job, done) in enumerate(ran, start=1):
+                self._journal.append(done)
+                self._write_records(parts)
+                size = format_bytes(sum(done.tensors.values()))
+                said = f"{job.part.file}, {len(done.tensors):,} tensors, {size}"
+                self._progress.say(f"part {k} of {len(jobs)}: {said}")
 
     def _tokenizers(self) -> tuple[tuple[Task, Any], ...]:
         wanted = [target for target in self._targets if isinstance(target, BuildTokenizer)]

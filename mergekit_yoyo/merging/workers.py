@@ -4,7 +4,7 @@ import os
 import signal
 import struct
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
@@ -51,7 +51,7 @@ class Crew(Protocol):
             YoyoError: not even one worker fits.
         """
 
-    def run(self, jobs: Sequence[Job], tell: Callable[[int], None]) -> Iterator[Done]:
+    def run(self, jobs: Sequence[Job], tell: Callable[[int], None]) -> Generator[Done]:
         """Run the jobs; yields each as it is done. tell: called with bytes that are done.
 
         Raises:
@@ -113,7 +113,7 @@ class Local:
             f"{threads} thread{'s' * (threads > 1)} and at most {format_bytes(each)} each"
         )
 
-    def run(self, jobs: Sequence[Job], tell: Callable[[int], None]) -> Iterator[Done]:
+    def run(self, jobs: Sequence[Job], tell: Callable[[int], None]) -> Generator[Done]:
         """Run the jobs."""
         told = Told(tell)
         if self._count == 1:
@@ -126,7 +126,7 @@ class Local:
             return torch.get_num_threads()  # this process stays as it is
         return max(1, self._cores // (self._count or 1))
 
-    def _run_here(self, jobs: Sequence[Job], told: "Told") -> Iterator[Done]:
+    def _run_here(self, jobs: Sequence[Job], told: "Told") -> Generator[Done]:
         if self._threads_given:
             torch.set_num_threads(self._threads_given)
         for job in jobs:
@@ -134,7 +134,7 @@ class Local:
             told.done(job.part.number, done)
             yield job, done
 
-    def _run_in_processes(self, jobs: Sequence[Job], told: "Told") -> Iterator[Done]:
+    def _run_in_processes(self, jobs: Sequence[Job], told: "Told") -> Generator[Done]:
         waiting, tries = list(jobs), 0
         while tries < TRIES:
             lost: list[Job] = []
