@@ -122,7 +122,7 @@ _SPARSE = {
     f"density {density:g}, lambda {factor:g}": {"density": density, "lambda": factor}
     for density, factor in ((0.5, 1.0), (0.5, 1.5), (0.2, 1.5))
 }
-_FACTORS = (0.4, 0.5, 0.65, 0.8, 1.0)
+_FACTORS = (0.3, 0.4, 0.5, 0.65, 0.8, 1.0)
 
 
 def _first_is_base(_: Weights, experts: list[Weights], grams: Grams) -> Weights:

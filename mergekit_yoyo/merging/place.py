@@ -93,7 +93,7 @@ def make_ready(place: Workplace, *, fresh: bool) -> Journal:
         journal.begin(*[Reached(stage="replacing")] * replaces)
         for path in (place.model.parent, place.adapted):
             _remove(path)
-    _remove(place.done)
+    shutil.rmtree(place.done, ignore_errors=True)
     mend_leftovers(place.model)
     place.model.mkdir(parents=True, exist_ok=True)
     return journal
@@ -156,7 +156,7 @@ def clear_up(place: Workplace) -> None:
         _remove(place.folder)
     else:
         place.folder.rename(place.done)
-    _remove(place.done)
+    shutil.rmtree(place.done, ignore_errors=True)  # the next run may be at it already
 
 
 def _is_full(folder: Path) -> bool:
