@@ -69,6 +69,7 @@ def staged_folder(target: Path, *, overwrite: bool, needed_bytes: int = 0) -> It
         # mkdtemp makes private folders; a model folder has the usual permissions of its place.
         staging.chmod((target if target.exists() else target.parent).stat().st_mode & 0o777)
         yield staging
+        sync_tree(staging)
         try:
             move_into_place(staging, target)
             in_place = True
@@ -98,6 +99,23 @@ def staged_folder(target: Path, *, overwrite: bool, needed_bytes: int = 0) -> It
         finally:
             if held is not None:
                 os.close(held)
+
+
+def sync_tree(folder: Path) -> None:
+    """Make all in a folder durable: what it replaces is removed after that."""
+    for path in folder.rglob("*"):
+        if not path.is_symlink():
+            sync(path)
+    sync(folder)
+
+
+def sync(path: Path) -> None:
+    """Make a file, or the names in a folder, durable."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def mend_leftovers(target: Path) -> None:
@@ -166,12 +184,12 @@ def move_into_place(staging: Path, target: Path) -> None:
     """Give a folder the name of another, which afterwards lies, if it was there, where that did."""
     if not target.exists():
         staging.rename(target)
-    elif not _exchange(staging, target):
+    elif not exchange(staging, target):
         _replace_by_renaming(staging, target)
     # the old folder, which goes with the staging one, is in the place of that
 
 
-def _exchange(one: Path, other: Path) -> bool:
+def exchange(one: Path, other: Path) -> bool:
     """Exchange two folders in one step; False where the system or the disk cannot."""
     library = ctypes.CDLL(None, use_errno=True)
     names = (os.fsencode(one), os.fsencode(other))

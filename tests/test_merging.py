@@ -572,6 +572,7 @@ def merge_in_process(root: Path) -> "subprocess.CompletedProcess[str]":
         (["--no-copy-tokenizer"], "Add --no-finish"),
         (["--ray", "auto", "-j", "4"], "--num-threads: a part on Ray has its own"),
         (["-j", "0"], "--num-threads: expected 1 or more; got 0"),
+        (["-j", "1", "--workers", "3"], "--num-threads 1: 3 workers need a thread each"),
         (["--gpu-rich"], "--device cuda: torch cannot use it here"),
         (["--multi-gpu"], "--device cuda: torch cannot use it here"),
         (["--device", "mps"], "--device mps: torch cannot use it here"),

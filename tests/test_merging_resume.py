@@ -17,6 +17,7 @@ from finish_fixtures import tensor_bytes, write_checkpoint
 from mergekit.options import MergeOptions
 from merging_fixtures import begun, check_same, merge, merge_yaml
 
+from mergekit_yoyo import staging
 from mergekit_yoyo.merging import Local
 from mergekit_yoyo.merging import merge as merge_in_python
 from mergekit_yoyo.model.merge_yaml import read_merge_yaml
@@ -121,27 +122,50 @@ def test_a_tokenizer_of_no_merged_model_is_noted(
     assert merge(file, tmp_path / "merged", *OPTIONS)[0] == 0
 
 
-def test_a_run_that_was_killed_while_it_cleared_up_was_merged(file: Path, tmp_path: Path) -> None:
+def test_a_run_that_was_killed_while_it_cleared_up_was_merged(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mergekit_yoyo.merging import place as places
+
+    target = tmp_path / "merged"
+    place = places.workplace_of(target)
+    for point, at in (("replace", place.journal), ("unlink", place.done)):
+        own = getattr(Path, point)
+
+        def stop(
+            path: Path, *more: object, own: object = own, at: Path = at, **how: object
+        ) -> None:
+            if path == at and target.exists():
+                raise KeyboardInterrupt
+            own(path, *more, **how)  # type: ignore[operator]
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, point, stop)
+            assert merge(file, target, *OPTIONS)[0] == 1
+        bytes_ = tensor_bytes(target)
+        assert place.done.exists() == (point == "unlink")
+        status, said = merge(file, target, *OPTIONS)
+        assert status == 0, said
+        assert "was merged already" in said
+        assert tensor_bytes(target) == bytes_
+        assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+        shutil.rmtree(target)
+
+
+def test_what_changed_since_it_was_merged_is_said(file: Path, tmp_path: Path) -> None:
+    """Of a run that was killed before it cleared up: there is nothing to go on with."""
     from mergekit_yoyo.merging.place import workplace_of
 
     target = tmp_path / "merged"
-    assert merge(file, target, *OPTIONS)[0] == 0
-    bytes_ = tensor_bytes(target)
+    killed("placing", [file, target], tmp_path)
     place = workplace_of(target)
-    place.done.mkdir()
-    (place.done / "lock").touch()
+    place.model.rename(target)
+    file.write_text(file.read_text() + "parameters: {consensus: recall}\n")
     status, said = merge(file, target, *OPTIONS)
-    assert status == 0
-    assert "was merged already" in said
-    assert tensor_bytes(target) == bytes_
-    assert not place.done.exists()
+    assert status == 2
+    assert "was merged already. Since then changed: the YAML" in said
     assert not place.folder.exists()
-    place.done.mkdir()  # and where the merge was moved away since, the next is a merge as any other
-    target.rename(tmp_path / "moved")
-    status, said = merge(file, target, *OPTIONS)
-    assert status == 0
-    assert "merged, " in said
-    check_same(target, tmp_path / "moved")
+    assert "--fresh replaces it" in merge(file, target, *OPTIONS)[1]
 
 
 def test_an_adapter_that_was_merged_by_half_is_merged_again(
@@ -315,7 +339,7 @@ def test_a_merge_that_cannot_be_finished_is_kept(
     assert not (tmp_path / "merged").exists()
     status, said = merge(file, tmp_path / "merged", *OPTIONS, "--no-finish")
     assert status == 0, said
-    assert "was merged already" in said
+    assert "in place, its" in said
     assert (tmp_path / "merged" / "model.safetensors.index.json").is_file()
 
 
@@ -395,9 +419,10 @@ def test_what_finishing_has_converted_is_not_merged_again(packed: Path, tmp_path
     lines = journal.read_text().splitlines(keepends=True)
     assert '"finished"' in lines[-1]
     journal.write_text("".join(lines[:-1]))
-    status, said = merge(packed, tmp_path / "merged", *OPTIONS)
+    status, said = merge(packed, tmp_path / "merged", *OPTIONS, "--no-finish")
     assert status == 0
-    assert "was merged already" in said
+    assert "in place, its" in said
+    assert "warning: an earlier run has finished it" in said
     check_same(tmp_path / "merged", packed.with_name("whole"))
 
 
@@ -416,7 +441,7 @@ def test_a_replaced_merge_is_there_until_the_new_one_is(file: Path, tmp_path: Pa
     killed("placing", [file, target, "--fresh"], tmp_path)
     assert tensor_bytes(target) == old
     place = places.workplace_of(target)
-    assert Journal.read(place.journal).inode == place.model.stat().st_ino
+    assert Journal.read(place.journal).placed == place.model.stat().st_ino
     places.move_into_place(place.model, target)  # as the run would have, and be killed then
     assert tensor_bytes(target) == new
     status, said = merge(file, target, *OPTIONS)
@@ -460,7 +485,7 @@ def test_what_came_to_be_in_the_target_meanwhile_is_kept(
     shutil.rmtree(target)
     status, said = merge(file, target, *OPTIONS)
     assert status == 0
-    assert "was merged already" in said
+    assert "in place, its" in said
     report = f"parameters: {{report: {target}/record.jsonl}}\n"
     file.write_text(file.read_text() + report)
     status, said = merge(file, target, *OPTIONS, "--fresh")
@@ -552,3 +577,77 @@ def test_a_failure_of_the_command_itself_ends_the_workers(
     servers = [p for p in psutil.Process().children() if p.is_running()]
     assert not [worker for server in servers for worker in server.children()]
     assert caught.traceback
+
+
+def test_what_is_put_into_the_target_at_the_last_moment_stays(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the last look at it and the exchange."""
+    from mergekit_yoyo.merging import place as places
+
+    target = tmp_path / "merged"
+    append = places.Journal.append
+    for fresh in (False, True):
+
+        def come_between(journal: places.Journal, line: object) -> None:
+            append(journal, line)  # type: ignore[arg-type]
+            if getattr(line, "stage", "") == "placing":
+                if target.exists():
+                    target.rename(tmp_path / "theirs")
+                target.mkdir()
+                (target / "notes.txt").write_text("years of work")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(places.Journal, "append", come_between)
+            status, said = merge(file, target, *OPTIONS, *["--fresh"] * fresh)
+        assert status == 2
+        assert "exists and is not empty" in said
+        assert (target / "notes.txt").read_text() == "years of work"
+        shutil.rmtree(target)
+        status, said = merge(file, target, *OPTIONS)
+        assert status == 0, said
+        assert "in place, its" in said
+
+
+def test_the_root_of_a_disk_is_refused_first(file: Path) -> None:
+    status, said = merge(file, "/proc", *OPTIONS, "--force")
+    assert status == 2
+    assert "/proc: this is the root of a disk" in said
+
+
+def test_a_tokenizer_that_mergekit_cannot_copy_is_said_quietly_too(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mergekit import merge as mergekits
+
+    def refuse(source: str, target: str) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(mergekits.shutil, "copy", refuse)
+        status, said = merge(file, tmp_path / "merged", *OPTIONS, "--no-finish", "--quiet")
+    assert status == 0
+    assert "warning: Failed to copy tokenizer" in said
+    assert "Permission denied" in said
+
+
+def test_finished_weights_are_on_the_disk_before_the_parts_go(
+    packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[int] = []
+    fsync, seen = os.fsync, list[bool]()
+
+    def note(handle: int) -> None:
+        synced.append(os.fstat(handle).st_ino)
+        fsync(handle)
+
+    exchange = staging.exchange
+
+    def look(one: Path, other: Path) -> bool:
+        seen.append(all(path.stat().st_ino in synced for path in one.glob("*.safetensors")))
+        return exchange(one, other)
+
+    monkeypatch.setattr(os, "fsync", note)
+    monkeypatch.setattr(staging, "exchange", look)
+    assert merge(packed, tmp_path / "merged", *OPTIONS)[0] == 0
+    assert seen == [True]

@@ -98,15 +98,15 @@ def run() -> NoReturn:
     registered to happen at the end happens.
     """
     status: object = 2
-    for kind in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
-        if signal.getsignal(kind) == signal.SIG_DFL:  # `nohup` ignores one
-            signal.signal(kind, _end)
+    signal.signal(signal.SIGTERM, _end)
     try:
         main()
     except SystemExit as ended:
         status = ended.code
     except OSError as error:  # of printing: what a command meets, it tells itself
         click.echo(f"Error: {explain_os_error(error)}", err=True)
+    for kind in (signal.SIGINT, signal.SIGTERM):  # it ends already
+        signal.signal(kind, signal.SIG_IGN)
     try:
         sys.stdout.flush()
     except OSError as error:

@@ -173,6 +173,8 @@ def command(
             complete=None if no_finish else complete,
             progress=progress,
         )
+    for text in merged.problems:  # also with --quiet
+        click.echo(f"warning: {text}", err=True)
     for text in dict.fromkeys(notes):
         note(f"note: {text}")
     publish = "" if is_quiet() else f" To publish it:\n\n  {upload_command(target)}"
@@ -209,12 +211,13 @@ def _look(
         wanted += ["model_type differs", "architectures differs"]
     if options.unsafe_truncate_embeddings:
         wanted.append("shapes differ")
-    if workplace_of(target).journal.exists():  # what is left to write is asked for later
+    begun = workplace_of(target).journal.exists()  # what is left to write is asked for later
+    if begun:
         wanted.append("disk:")
     overruled = [text for text in seen.of_level("error") if text.startswith(tuple(wanted))]
     errors = [text for text in seen.of_level("error") if text not in overruled]
     warnings = seen.of_level("warning")
-    if finishes:  # which needs that room after the merge
+    if finishes and not begun:  # which needs that room after the merge
         errors += [text for text in warnings if text.startswith("disk:")]
     for text in errors:  # also with --quiet
         click.echo(f"error: {text}", err=True)

@@ -4,7 +4,6 @@ mergekit takes whatever folder of that name is in its cache, also one that a kil
 written, and without a cache it refuses.
 """
 
-import shutil
 from pathlib import Path
 
 from mergekit.common import ModelReference
@@ -12,12 +11,12 @@ from mergekit.config import MergeConfiguration
 from mergekit.options import MergeOptions
 
 from mergekit_yoyo.errors import YoyoError, first_line
+from mergekit_yoyo.merging.worker import disk_filled_up
 from mergekit_yoyo.model.checkpoint import Checkpoint
+from mergekit_yoyo.model.folder import is_whole
 from mergekit_yoyo.model.merge_yaml import references
 from mergekit_yoyo.progress import Progress
-from mergekit_yoyo.staging import check_disk_space
-
-_UNFINISHED = ".unfinished"
+from mergekit_yoyo.staging import is_full_disk, staged_folder
 
 
 def with_adapters(
@@ -51,25 +50,27 @@ def _name_of(model: ModelReference) -> str:
 def _is_whole(folder: Path) -> bool:
     try:
         with Checkpoint(folder):
-            return (folder / "config.json").is_file()
+            return is_whole(folder) and (folder / "config.json").is_file()
     except YoyoError:
         return False
 
 
 def _merge(model: ModelReference, folder: Path, options: MergeOptions) -> None:
-    beside = folder.with_name(_UNFINISHED)
-    for left in (beside, folder):
-        shutil.rmtree(left, ignore_errors=True)
     weights = Path(model.model.path).glob("*.safetensors")
-    check_disk_space(folder.parent, sum(file.stat().st_size for file in weights))
-    try:
-        model.merged(
-            cache_dir=str(beside),
-            trust_remote_code=options.trust_remote_code,
-            lora_merge_dtype=options.lora_merge_dtype,
-        )
-        (beside / folder.name).rename(folder)
-    except Exception as error:  # peft and transformers refuse in many ways
-        raise YoyoError(f"{model}: the adapter cannot be merged: {first_line(error)}") from error
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
+    size = sum(file.stat().st_size for file in weights)
+    with staged_folder(folder, overwrite=True, needed_bytes=size) as staging:
+        try:
+            model.merged(
+                cache_dir=str(staging),
+                trust_remote_code=options.trust_remote_code,
+                lora_merge_dtype=options.lora_merge_dtype,
+            )
+        except Exception as error:  # peft and transformers refuse in many ways
+            if is_full_disk(error):
+                raise disk_filled_up(folder.parent) from None
+            reason = first_line(error)
+            raise YoyoError(f"{model}: the adapter cannot be merged: {reason}") from error
+        made = staging / folder.name
+        for file in made.iterdir():
+            file.rename(staging / file.name)
+        made.rmdir()

@@ -96,7 +96,8 @@ class PartExecutor:
         saves = [target for target in self._targets if isinstance(target, SaveTensor)]
         stored = stored_models(_models_of(saves))
         local = local_folders(self._merge_yaml)
-        inputs = identities_of(dict.fromkeys([*local, *(s.folder for s in stored.values())]))
+        opened = [s.folder for model, s in stored.items() if model.lora is None]
+        inputs = identities_of(dict.fromkeys([*local, *opened]))
         parts = self._lay_out(saves, stored, known, inputs)
         watched = {str(folder): inputs[str(folder)] for folder in local}
         self._drop_damaged(parts)
@@ -162,7 +163,7 @@ class PartExecutor:
             names = {part.file: [o.name for o in part.outputs] for part in parts}
             self._journal.append(Layout(identity=identity, parts=names))
             return parts
-        _refuse_changes(self._journal, layout.identity, identity)
+        check_same(self._journal, changes(layout.identity, identity))
         return _as_laid_out(outputs, layout)
 
     def _drop_damaged(self, parts: Sequence[Part]) -> None:
@@ -209,16 +210,27 @@ def _counted(jobs: Sequence[Job]) -> str:
     return f"{tensors:,} tensors in {len(jobs)} part{'s' * (len(jobs) != 1)}"
 
 
-def check_same(journal: Journal, merge_yaml: MergeYaml, options: MergeOptions) -> None:
+def changes_since(journal: Journal, merge_yaml: MergeYaml, options: MergeOptions) -> list[str]:
+    """What of a merge is not as it was when the parts in its journal were computed, in words: the
+    YAML, an option, a version or an input."""
+    if journal.layout is None or not journal.done:
+        return []
+    then = journal.layout.identity
+    inputs = identities_of(map(Path, then.inputs))
+    return changes(then, _identity_of(merge_yaml, options, inputs))
+
+
+def check_same(journal: Journal, changed: Sequence[str]) -> None:
     """Refuse to go on with the parts in a journal if the merge is not that one any more.
 
     Raises:
-        YoyoError: the YAML, an option, a version or an input changed.
+        YoyoError: something changed.
     """
-    if journal.layout is not None and journal.done:
-        then = journal.layout.identity
-        inputs = identities_of(map(Path, then.inputs))
-        _refuse_changes(journal, then, _identity_of(merge_yaml, options, inputs))
+    if changed:
+        raise YoyoError(
+            f"{journal.file.parent}: holds the beginning of another merge; changed: "
+            f"{'; '.join(changed)}. Undo that to go on, or start anew with --fresh."
+        )
 
 
 def _identity_of(merge_yaml: MergeYaml, options: MergeOptions, inputs: Inputs) -> Identity:
@@ -232,14 +244,6 @@ def _identity_of(merge_yaml: MergeYaml, options: MergeOptions, inputs: Inputs) -
         versions={package: version(package).split("+")[0] for package in _PACKAGES},
         inputs=inputs,
     )
-
-
-def _refuse_changes(journal: Journal, then: Identity, now: Identity) -> None:
-    if changed := changes(then, now):
-        raise YoyoError(
-            f"{journal.file.parent}: holds the beginning of another merge; changed: "
-            f"{'; '.join(changed)}. Undo that to go on, or start anew with --fresh."
-        )
 
 
 def _models_of(saves: Sequence[SaveTensor]) -> list[ModelReference]:

@@ -55,9 +55,10 @@ class DonePart(_Line):
 
 
 class Reached(_Line):
-    """A stage of the road that is done. `replacing`: an earlier merge of that name will be
-    replaced; `finishing`, `placing`: that begins, the latter with the model's folder of number
-    `inode`."""
+    """A stage of the road that is done; `finishing` and `placing`: that begins.
+
+    inode: with `replacing`, of the merge that will be replaced; with `placing`, of the new one.
+    """
 
     line: Literal["stage"] = "stage"
     stage: Stage
@@ -72,7 +73,8 @@ class Journal:
         self.layout: Layout | None = None
         self.done: dict[str, DonePart] = {}
         self.stages: list[Stage] = []
-        self.inode: int | None = None
+        self.replaced: int | None = None
+        self.placed: int | None = None
 
     @classmethod
     def read(cls, file: Path) -> "Journal":
@@ -100,16 +102,16 @@ class Journal:
                 torn.truncate(len(b"\n".join(whole)) + 1)
         return journal
 
-    @property
-    def replaces(self) -> bool:
-        """Whether the merge takes the place of an earlier one, as `--fresh` asked."""
-        return "replacing" in self.stages
-
     def reopen(self) -> None:
         """Forget how far the road was: what is merged is to be looked at again."""
         assert self.layout is not None
-        replaced = [Reached(stage="replacing")] * self.replaces
-        self.begin(*replaced, self.layout, *self.done.values())
+        self.begin(*self.replacing, self.layout, *self.done.values())
+
+    @property
+    def replacing(self) -> list[Reached]:
+        """The line that says which earlier merge is to be replaced, as `--fresh` asked, if any."""
+        inode = self.replaced
+        return [] if inode is None else [Reached(stage="replacing", inode=inode)]
 
     def begin(self, *lines: "Layout | DonePart | Reached") -> None:
         """Start anew, in one step: nothing is known but `lines`."""
@@ -119,7 +121,8 @@ class Journal:
             out.flush()
             os.fsync(out.fileno())
         beside.replace(self.file)
-        self.layout, self.done, self.stages, self.inode = None, {}, [], None
+        self.layout, self.done, self.stages = None, {}, []
+        self.replaced = self.placed = None
         for line in lines:
             self._take(line)
 
@@ -138,7 +141,10 @@ class Journal:
             self.done[line.file] = line
         elif isinstance(line, Reached):
             self.stages.append(line.stage)
-            self.inode = line.inode or self.inode
+            if line.stage == "replacing":
+                self.replaced = line.inode
+            elif line.stage == "placing":
+                self.placed = line.inode
 
 
 def _as_bytes(line: _Line) -> bytes:

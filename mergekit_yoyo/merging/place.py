@@ -5,16 +5,17 @@ import os
 import shutil
 import socket
 from collections.abc import Container, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
 from mergekit_yoyo.errors import YoyoError
 from mergekit_yoyo.merging.journal import Journal, Reached
-from mergekit_yoyo.merging.worker import sync_folder
 from mergekit_yoyo.model.merge_yaml import MERGE_FILE
-from mergekit_yoyo.staging import mend_leftovers, move_into_place
+from mergekit_yoyo.staging import mend_leftovers, move_into_place, sync
+
+_LOCK = "lock"  # in the workplace, held by the run that is at it
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Workplace:
 
     @property
     def done(self) -> Path:
-        """What `folder` is called once the model has its name and only clearing up remains."""
+        """Where the journal lies once the model has its name and only clearing up remains."""
         return self.folder.with_name(f"{self.folder.name}-done")
 
     @property
@@ -60,11 +61,11 @@ def held(place: Workplace, *, fresh: bool) -> Iterator[None]:
             is here, the target is refused by `check_target`.
     """
     if not (place.folder.exists() or place.done.exists()):
-        check_target(place.target, replaces=fresh)
+        check_target(place.target, fresh=fresh)
     while True:
         try:
             place.folder.mkdir(parents=True, exist_ok=True)
-            lock = (place.folder / "lock").open("a+")
+            lock = (place.folder / _LOCK).open("a+")
         except OSError as error:
             raise YoyoError(
                 f"{place.target.parent}: nothing can be written here ({error.strerror}). Choose "
@@ -73,34 +74,43 @@ def held(place: Workplace, *, fresh: bool) -> Iterator[None]:
         with lock:
             _lock(lock, place)
             if _is_of(lock, place.folder):  # else the run that held it has just cleared up
-                yield
+                try:
+                    yield
+                finally:
+                    if _is_of(lock, place.folder):
+                        _clear_if_empty(place)
                 return
 
 
 def make_ready(place: Workplace, *, fresh: bool) -> Journal:
     """The journal of what an earlier run did; what is of no use to it is removed.
 
-    fresh: forget that run, and replace a merge of the target's name. That it replaces one is noted:
-    the next run may go on without `fresh`.
+    fresh: forget that run, and replace a merge of the target's name. Which one is noted: the next
+    run may go on without `fresh`.
 
     Raises:
         YoyoError: the target is refused by `check_target`, or the journal cannot be read.
     """
     journal = Journal(place.journal) if fresh else Journal.read(place.journal)
-    replaces = fresh or journal.replaces
-    check_target(place.target, replaces=replaces)
+    if not journal.done:  # with nothing done, `fresh` has to be said again
+        journal.replaced = None
+    check_target(place.target, fresh=fresh, replaced=journal.replaced)
+    if fresh and _is_full(place.target):
+        journal.replaced = place.target.stat().st_ino
     if not journal.done:  # nothing is known of the other files
-        journal.begin(*[Reached(stage="replacing")] * replaces)
+        journal.begin(*journal.replacing)
         for path in (place.model.parent, place.adapted):
             _remove(path)
-    shutil.rmtree(place.done, ignore_errors=True)
+    place.done.unlink(missing_ok=True)
     mend_leftovers(place.model)
     place.model.mkdir(parents=True, exist_ok=True)
     return journal
 
 
-def check_target(target: Path, *, replaces: bool = False) -> None:
+def check_target(target: Path, *, fresh: bool = False, replaced: int | None = None) -> None:
     """Refuse a target that holds anything else than a merge that may be replaced.
+
+    fresh: any merge may be. replaced: the one whose folder has this number may be.
 
     Raises:
         YoyoError: it is a file, or a folder that is not empty.
@@ -111,11 +121,13 @@ def check_target(target: Path, *, replaces: bool = False) -> None:
         raise YoyoError(f"{target}: we are in this folder. Run this from outside of it (cd ..).")
     if target.exists() and not target.is_dir():
         raise YoyoError(f"{target}: expected a folder; got a file. Choose another name.")
+    if target.is_mount():
+        raise YoyoError(f"{target}: this is the root of a disk. Choose a folder on it.")
     if not _is_full(target):
         return
-    if replaces and (target / MERGE_FILE).is_file():
-        return
     is_merge = (target / MERGE_FILE).is_file()
+    if is_merge and (fresh or target.stat().st_ino == replaced):
+        return
     hint = "--fresh replaces it" if is_merge else f"and no merge: it has no {MERGE_FILE}"
     raise YoyoError(f"{target}: this folder exists and is not empty ({hint}). Choose another name.")
 
@@ -126,10 +138,24 @@ def put_in_place(place: Workplace, journal: Journal) -> None:
     Raises:
         YoyoError: something else came to be in the target meanwhile.
     """
-    check_target(place.target, replaces=journal.replaces)
+    check_target(place.target, replaced=journal.replaced)
     journal.append(Reached(stage="placing", inode=place.model.stat().st_ino))
-    move_into_place(place.model, place.target)
-    sync_folder(place.target.parent)
+    try:
+        if _is_full(place.target):
+            move_into_place(place.model, place.target)
+            if place.model.exists() and place.model.stat().st_ino != journal.replaced:
+                move_into_place(place.model, place.target)  # another came between, and stays
+        else:
+            place.model.rename(place.target)  # over an empty folder, never over a full one
+    except OSError as error:
+        check_target(place.target, replaced=journal.replaced)
+        raise YoyoError(
+            f"{place.target}: the merge cannot get this name ({error.strerror}). Make room for it, "
+            "then run the same command again."
+        ) from None
+    if place.target.stat().st_ino != journal.placed:
+        check_target(place.target)
+    sync(place.target.parent)
     clear_up(place)
 
 
@@ -140,23 +166,31 @@ def keep_only(folder: Path, names: Container[str]) -> None:
             _remove(path)
 
 
-def was_placed(place: Workplace, journal: Journal, yaml: str) -> bool:
-    """Whether an earlier run of this merge came to an end but for clearing up."""
-    if not _is_full(place.target):
-        return False
-    if place.done.exists():
-        merged = place.target / MERGE_FILE
-        return merged.is_file() and merged.read_text(encoding="utf-8") == yaml
-    return journal.inode == place.target.stat().st_ino
+def placed_by(place: Workplace) -> Journal | None:
+    """The journal of an earlier run that came to an end but for clearing up, if there was one."""
+    journal = Journal.read(place.done if place.done.exists() else place.journal)
+    if not _is_full(place.target) or journal.placed != place.target.stat().st_ino:
+        return None
+    return journal
 
 
 def clear_up(place: Workplace) -> None:
-    """Remove the workplace, first under a name that tells: whatever happens, the next run knows."""
-    if place.done.exists():  # a run was killed while it removed that
-        _remove(place.folder)
-    else:
-        place.folder.rename(place.done)
-    shutil.rmtree(place.done, ignore_errors=True)  # the next run may be at it already
+    """Remove the workplace: its journal last, so that the next run knows whatever happens, and
+    before that its lock, so that no other run clears up beside this one."""
+    if place.journal.exists():
+        place.journal.replace(place.done)
+    for path in place.folder.iterdir():
+        if path.name != _LOCK:
+            _remove(path)
+    _clear_if_empty(place)
+    place.done.unlink(missing_ok=True)
+
+
+def _clear_if_empty(place: Workplace) -> None:
+    with suppress(OSError):  # another run may have begun in it
+        if [path.name for path in place.folder.iterdir()] == [_LOCK]:
+            (place.folder / _LOCK).unlink()
+            place.folder.rmdir()
 
 
 def _is_full(folder: Path) -> bool:
@@ -166,7 +200,7 @@ def _is_full(folder: Path) -> bool:
 def _is_of(lock: TextIO, folder: Path) -> bool:
     """Whether a lock that was opened is the one that is in a folder now."""
     try:
-        return os.path.samestat(os.fstat(lock.fileno()), (folder / "lock").stat())
+        return os.path.samestat(os.fstat(lock.fileno()), (folder / _LOCK).stat())
     except OSError:
         return False
 

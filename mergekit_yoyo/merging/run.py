@@ -17,7 +17,13 @@ from mergekit.options import MergeOptions
 
 from mergekit_yoyo.errors import YoyoError, first_line
 from mergekit_yoyo.merging.adapters import with_adapters
-from mergekit_yoyo.merging.executor import PartExecutor, Prepared, check_same, executing
+from mergekit_yoyo.merging.executor import (
+    PartExecutor,
+    Prepared,
+    changes_since,
+    check_same,
+    executing,
+)
 from mergekit_yoyo.merging.journal import Journal, Reached
 from mergekit_yoyo.merging.place import (
     Workplace,
@@ -25,8 +31,8 @@ from mergekit_yoyo.merging.place import (
     held,
     keep_only,
     make_ready,
+    placed_by,
     put_in_place,
-    was_placed,
     workplace_of,
 )
 from mergekit_yoyo.merging.verifying import is_sound
@@ -36,28 +42,29 @@ from mergekit_yoyo.model.checkpoint import Checkpoint
 from mergekit_yoyo.model.merge_yaml import MergeYaml
 from mergekit_yoyo.planning import planning
 from mergekit_yoyo.progress import SILENT, Progress
-from mergekit_yoyo.staging import format_bytes, is_full_disk
+from mergekit_yoyo.staging import format_bytes, is_full_disk, sync_tree
 
 
 @dataclass(frozen=True)
 class Merged:
     """What a run did. parts: how many it computed; kept: how many were done before. records: of
-    the merge, where its YAML asks for them."""
+    the merge, where its YAML asks for them. problems: what is not as it was asked for."""
 
     folder: Path
     parts: int
     kept: int
     bytes: int
     seconds: float
-    records: tuple[str, ...] = ()
+    records: Sequence[str] = ()
+    problems: Sequence[str] = ()
 
     def __str__(self) -> str:
-        if not self.parts:
-            said = "was merged already"
+        kept = f"{self.kept} part{'s were' if self.kept > 1 else ' was'} there already"
+        if self.parts:
+            said = f"merged, {format_bytes(self.bytes)} in {self.seconds:.0f} s"
+            said += f", {kept}" * bool(self.kept)
         else:
-            plural = "s were" if self.kept > 1 else " was"
-            kept = f", {self.kept} part{plural} there already" if self.kept else ""
-            said = f"merged, {format_bytes(self.bytes)} in {self.seconds:.0f} s{kept}"
+            said = f"in place, its {kept}" if self.kept else "was merged already"
         return said + "".join(f"; its record is {record}" for record in self.records)
 
 
@@ -88,21 +95,27 @@ def merge(
     place = workplace_of(target)
     _check_report(merge_yaml, place.target)
     with held(place, fresh=fresh):
-        if not fresh:
-            begun = Journal.read(place.journal)
-            check_same(begun, merge_yaml, options)
-            if was_placed(place, begun, merge_yaml.text):
-                if complete:  # it may have been merged without
-                    complete(place.target)
-                clear_up(place)
-                return Merged(place.target, 0, 0, 0, time.perf_counter() - started)
+        if not fresh and (placed := placed_by(place)):
+            clear_up(place)
+            if changed := changes_since(placed, merge_yaml, options):
+                raise YoyoError(
+                    f"{place.target}: was merged already. Since then changed: "
+                    f"{'; '.join(changed)}. --fresh merges anew."
+                )
+            if complete and "finished" not in placed.stages:
+                complete(place.target)
+            return Merged(place.target, 0, 0, 0, time.perf_counter() - started)
         journal = make_ready(place, fresh=fresh)
+        check_same(journal, changes_since(journal, merge_yaml, options))
         if "merged" in journal.stages and "finished" not in journal.stages:
             _verify(place, journal, progress)
-        seen = Prepared(0, len(journal.done), 0)
+        seen, problems = Prepared(0, len(journal.done), 0), list[str]()
         if "merged" not in journal.stages:
-            seen = _compute(merge_yaml, place, options, journal, crew, progress)
+            seen, problems = _compute(merge_yaml, place, options, journal, crew, progress)
+            sync_tree(place.model)
             journal.append(Reached(stage="merged"))
+        elif complete is None and _is_converted(place.model, journal):
+            problems = ["an earlier run has finished it: --no-finish comes too late"]
         if complete and "finished" not in journal.stages:
             journal.append(Reached(stage="finishing"))
             complete(place.model)
@@ -110,7 +123,7 @@ def merge(
         put_in_place(place, journal)
     took = time.perf_counter() - started
     records = dict.fromkeys(report for done in journal.done.values() for report in done.records)
-    return Merged(place.target, seen.parts, seen.done, seen.bytes, took, tuple(records))
+    return Merged(place.target, seen.parts, seen.done, seen.bytes, took, [*records], problems)
 
 
 def _check_report(merge_yaml: MergeYaml, target: Path) -> None:
@@ -132,8 +145,9 @@ def _compute(
     journal: Journal,
     crew: Crew,
     progress: Progress,
-) -> Prepared:
-    """Let mergekit run the merge with our executor; gives what there was to do."""
+) -> tuple[Prepared, list[str]]:
+    """Let mergekit run the merge with our executor; gives what there was to do, and what mergekit
+    failed at."""
     executors: list[PartExecutor] = []
 
     def executor(targets: Sequence[Task]) -> PartExecutor:
@@ -153,40 +167,46 @@ def _compute(
     config: Any = MergeConfiguration.model_validate(yaml.safe_load(merge_yaml.text))
     options = with_adapters(config, options, place.adapted, progress)
     progress.begin("planning", None)
-    with executing(executor), planning("mends"), _heard(place.model, progress):
+    with executing(executor), planning("mends"), _heard(place.model, progress) as problems:
         run_merge(config, str(place.model), options, config_source=merge_yaml.text)
-    return executors[0].prepared
+    return executors[0].prepared, problems
 
 
 @contextmanager
-def _heard(folder: Path, progress: Progress) -> Iterator[None]:
-    """mergekit logs that it could not copy a tokenizer, and ends well: on a full disk it did not.
+def _heard(folder: Path, progress: Progress) -> Iterator[list[str]]:
+    """mergekit logs that it could not copy a tokenizer, and ends well; gives what it failed at.
 
     Raises:
         YoyoError: the disk is full.
     """
-    told: list[tuple[str, BaseException | None]] = []
+    told: list[BaseException] = []
+    problems: list[str] = []
 
     class Ear(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            told.append((record.getMessage(), record.exc_info[1] if record.exc_info else None))
+            text = record.getMessage()
+            if record.exc_info and (wrong := record.exc_info[1]):
+                told.append(wrong)
+                text += f" ({first_line(wrong)})"
+            if record.levelno >= logging.ERROR:
+                problems.append(text)
+            else:
+                progress.say(f"warning: {text}")
 
     logger, ear = logging.getLogger("mergekit.merge"), Ear(logging.WARNING)
     logger.addHandler(ear)
     logger.propagate = logger.isEnabledFor(logging.INFO)  # whole, with `--verbose`
     try:
-        yield
+        yield problems
     except OSError as error:
         if not is_full_disk(error):
             raise
-        told.append(("", error))
+        told.append(error)
     finally:
         logger.removeHandler(ear)
         logger.propagate = True
-    if any(wrong and is_full_disk(wrong) for _, wrong in told):
+    if any(map(is_full_disk, told)):
         raise disk_filled_up(folder)
-    for text, wrong in told:
-        progress.say(f"warning: {text}" + (f" ({first_line(wrong)})" if wrong else ""))
 
 
 def _is_converted(folder: Path, journal: Journal) -> bool:

@@ -1,7 +1,6 @@
 """One part of a merge, computed by mergekit's executor and made durable. Runs in any process."""
 
 import hashlib
-import os
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -24,7 +23,7 @@ from mergekit_yoyo.merging.stored import FileIdentity, file_identity
 from mergekit_yoyo.model.checkpoint import TensorInfo
 from mergekit_yoyo.model.writing import ShardFile
 from mergekit_yoyo.record import recorder
-from mergekit_yoyo.staging import is_full_disk
+from mergekit_yoyo.staging import is_full_disk, sync
 
 UNFINISHED = ".unfinished"
 
@@ -76,10 +75,9 @@ def run_job(job: Job, device: str, tell: Callable[[int], None]) -> DonePart:
             records.clear()
             tensors = _hold(job, options, unfinished)
         check_unchanged(job.inputs)
-        with unfinished.open("rb") as written:
-            os.fsync(written.fileno())
+        sync(unfinished)
         unfinished.replace(job.folder / job.part.file)
-    sync_folder(job.folder)
+    sync(job.folder)
     return DonePart(
         file=job.part.file,
         tensors={name: size for name, (size, _) in tensors.items()},
@@ -196,12 +194,3 @@ def check_unchanged(inputs: Mapping[str, Mapping[str, FileIdentity]]) -> None:
                     f"{Path(folder) / name}: this input changed while it was merged. Let it "
                     "settle, then start the merge anew with --fresh."
                 )
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable, where the system can."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -76,6 +76,8 @@ class Local:
         memory: int | None = None,
         threads: int | None = None,
     ) -> None:
+        if threads and count and threads < count:
+            raise YoyoError(f"--num-threads {threads}: {count} workers need a thread each.")
         self._devices = _devices(device)
         self._count = count
         self._bound = memory

@@ -137,15 +137,16 @@ def read_header(file: Path) -> Iterator[tuple[str, TensorInfo]]:
 
 
 def read_pickled_header(file: Path) -> dict[str, TensorInfo]:
-    """Shapes and dtypes in a .bin file, whose data is not read.
+    """Shapes and dtypes of the tensors in a .bin file, whose data is not read.
 
     Raises:
-        YoyoError: torch cannot read it, or what is in it are not tensors.
+        YoyoError: torch cannot read it.
     """
     try:
         mapped = zipfile.is_zipfile(file)  # torch before 1.6 wrote another format
         found = torch.load(file, map_location="meta", weights_only=True, mmap=mapped)
-        return {name: TensorInfo(tuple(x.shape), x.dtype) for name, x in found.items()}
+        tensors = {name: x for name, x in found.items() if isinstance(x, torch.Tensor)}
+        return {name: TensorInfo(tuple(x.shape), x.dtype) for name, x in tensors.items()}
     except Exception as error:  # of many kinds
         raise YoyoError(f"{file}: cannot be read: {first_line(error)}") from None
 

@@ -191,7 +191,8 @@ _KEPT = 8  # of _same: a merge's inputs seldom are of more kinds than one
 def _resolved(config: Any, names: frozenset[str]) -> Sources:
     """The names of a checkpoint resolved for its class, once for all that say the same: a second a
     model of thousands of experts."""
-    key = (type(config), str(config.to_dict()), names)
+    said = {name: value for name, value in config.to_dict().items() if name != "_name_or_path"}
+    key = (type(config), str(said), names)
     if key not in _same:
         while len(_same) >= _KEPT:
             del _same[next(iter(_same))]
