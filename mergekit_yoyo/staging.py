@@ -184,12 +184,12 @@ def move_into_place(staging: Path, target: Path) -> None:
     """Give a folder the name of another, which afterwards lies, if it was there, where that did."""
     if not target.exists():
         staging.rename(target)
-    elif not exchange(staging, target):
+    elif not _exchange(staging, target):
         _replace_by_renaming(staging, target)
     # the old folder, which goes with the staging one, is in the place of that
 
 
-def exchange(one: Path, other: Path) -> bool:
+def _exchange(one: Path, other: Path) -> bool:
     """Exchange two folders in one step; False where the system or the disk cannot."""
     library = ctypes.CDLL(None, use_errno=True)
     names = (os.fsencode(one), os.fsencode(other))

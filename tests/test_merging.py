@@ -293,14 +293,14 @@ def test_a_lost_worker_is_replaced(inputs: dict[str, list[Path]], tmp_path: Path
         "    def find_spec(self, name, path=None, target=None):\n"
         "        if name == 'mergekit_yoyo.merging.preload':\n"
         "            import mergekit_yoyo.merging.worker as worker\n"
-        "            sync = worker.sync_folder\n"
+        "            sync = worker.sync\n"
         "            def die_once(folder):\n"
         "                try:\n"
         "                    os.open(os.environ['LOST'], os.O_CREAT | os.O_EXCL)\n"
         "                except FileExistsError:\n"
         "                    return sync(folder)\n"
         "                os.kill(os.getpid(), 9)\n"
-        "            worker.sync_folder = die_once\n"
+        "            worker.sync = die_once\n"
         "sys.meta_path.insert(0, Watch())\n"
     )
     (tmp_path / "merge.yml").write_text(merge_yaml("yoyo_fusion", inputs["qwen3"]))

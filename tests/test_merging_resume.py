@@ -641,13 +641,13 @@ def test_finished_weights_are_on_the_disk_before_the_parts_go(
         synced.append(os.fstat(handle).st_ino)
         fsync(handle)
 
-    exchange = staging.exchange
+    exchange = staging._exchange
 
     def look(one: Path, other: Path) -> bool:
         seen.append(all(path.stat().st_ino in synced for path in one.glob("*.safetensors")))
         return exchange(one, other)
 
     monkeypatch.setattr(os, "fsync", note)
-    monkeypatch.setattr(staging, "exchange", look)
+    monkeypatch.setattr(staging, "_exchange", look)
     assert merge(packed, tmp_path / "merged", *OPTIONS)[0] == 0
     assert seen == [True]

@@ -41,7 +41,7 @@ def test_after_a_crash_the_target_is_as_it_was(tmp_path: Path, error: type[BaseE
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
-def test_the_target_comes_back_if_the_move_into_place_fails(tmp_path: Path) -> None:
+def test_the_target_comes_back_if_themove_into_place_fails(tmp_path: Path) -> None:
     target = tmp_path / "model"
     target.mkdir()
     (target / "a").write_text("old")
