@@ -114,7 +114,7 @@ def merge(
             seen, problems = _compute(merge_yaml, place, options, journal, crew, progress)
             sync_tree(place.model)
             journal.append(Reached(stage="merged"))
-        elif complete is None and _is_converted(place.model, journal):
+        elif complete is None and _was_finished(place.model, journal):
             problems = ["an earlier run has finished it: --no-finish comes too late"]
         if complete and "finished" not in journal.stages:
             journal.append(Reached(stage="finishing"))
@@ -209,8 +209,13 @@ def _heard(folder: Path, progress: Progress) -> Iterator[list[str]]:
         raise disk_filled_up(folder)
 
 
-def _is_converted(folder: Path, journal: Journal) -> bool:
-    """Whether finishing put its own files in place of the parts: their tensors are others."""
+def _was_finished(folder: Path, journal: Journal) -> bool:
+    """Whether an earlier run finished the model, be it that it did not come to note that: the
+    tensors are others then than those of the parts."""
+    if "finished" in journal.stages:
+        return True
+    if "finishing" not in journal.stages:
+        return False
     merged = {name for done in journal.done.values() for name in done.tensors}
     try:
         with Checkpoint(folder) as checkpoint:
@@ -221,7 +226,7 @@ def _is_converted(folder: Path, journal: Journal) -> bool:
 
 def _verify(place: Workplace, journal: Journal, progress: Progress) -> None:
     """Go back to merging if a part is not as it was written."""
-    if "finishing" in journal.stages and _is_converted(place.model, journal):
+    if _was_finished(place.model, journal):
         return
     written = {file: done for file, done in journal.done.items() if done.tensors}
     progress.begin("checking what is merged", len(written), "parts")
