@@ -134,6 +134,7 @@ def _regression(taus: Tensor, grams: Tensor) -> Tensor:
 
 
 def _whitened(basis: Tensor) -> Tensor:
-    """The nearest matrix with orthonormal columns or rows (Procrustes)."""
-    left, _, right = svd(basis, full_matrices=False)
-    return left @ right
+    """The nearest matrix with orthonormal columns or rows (Procrustes); in float64, since bases
+    that are nearly orthonormal have many equal singular values."""
+    left, _, right = svd(basis.double(), full_matrices=False)
+    return (left @ right).float()
