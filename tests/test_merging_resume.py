@@ -493,18 +493,24 @@ def test_what_came_to_be_in_the_target_meanwhile_is_kept(
     assert "Let the record lie beside it" in said
 
 
+def fail_to_copy(patch: pytest.MonkeyPatch, error: OSError) -> None:
+    """mergekit copies nothing of the small files but their names."""
+    from mergekit import merge as mergekits
+
+    def copy(source: str, target: str) -> None:
+        Path(target).write_bytes(b"")
+        raise error
+
+    patch.setattr(mergekits.shutil, "copy", copy)
+
+
 def test_a_tokenizer_that_a_full_disk_cut_off_is_written_again(
     file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """mergekit logs that, and says that the merge was still successful."""
-    from mergekit import merge as mergekits
-
-    def cut(source: str, target: str) -> None:
-        Path(target).write_bytes(b"")
-        raise OSError(errno.ENOSPC, "No space left on device")
-
+    full = OSError(errno.ENOSPC, "No space left on device")
     with monkeypatch.context() as patch:
-        patch.setattr(mergekits.shutil, "copy", cut)
+        fail_to_copy(patch, full)
         status, said = merge(file, tmp_path / "merged", *OPTIONS)
     assert status == 2
     assert "the disk filled up" in said
@@ -618,13 +624,8 @@ def test_the_root_of_a_disk_is_refused_first(file: Path) -> None:
 def test_a_tokenizer_that_mergekit_cannot_copy_is_said_quietly_too(
     file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mergekit import merge as mergekits
-
-    def refuse(source: str, target: str) -> None:
-        raise PermissionError(errno.EACCES, "Permission denied")
-
     with monkeypatch.context() as patch:
-        patch.setattr(mergekits.shutil, "copy", refuse)
+        fail_to_copy(patch, PermissionError(errno.EACCES, "Permission denied"))
         status, said = merge(file, tmp_path / "merged", *OPTIONS, "--no-finish", "--quiet")
     assert status == 0
     assert "warning: Failed to copy tokenizer" in said

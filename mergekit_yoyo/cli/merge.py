@@ -30,7 +30,7 @@ SEVERAL_STAGES: dict[Kind, str] = {
     "--intermediate-dir ./stages --out-path ./merged`; then `mergekit-yoyo finish ./merged`."
 }
 
-# mergekit-yaml's options that make sense here: names, kind ("flag" or a type), default, help.
+# mergekit-yaml's options that make sense here: name, kind ("flag" or a type), default, help.
 MERGEKIT_OPTIONS: tuple[tuple[str, Any, Any, str], ...] = (
     ("allow-crimes", "flag", False, "Allow mixing architectures."),
     ("unsafe-truncate-embeddings", "flag", False, "Cut vocabularies to the smallest. UNSAFE."),
@@ -57,10 +57,10 @@ _SHORT = {"num-threads": ("-j",)}
 def _with_mergekits_options(command: Any) -> Any:
     for name, kind, default, text in reversed(MERGEKIT_OPTIONS):
         flag = kind == "flag"
-        spelled = [f"--{name}/--no-{name}" if flag else f"--{name}"]
+        spelled = f"--{name}/--no-{name}" if flag else f"--{name}"
         metavar = None if flag else {int: "N"}.get(kind, name.rpartition("-")[2].upper())
         option = click.option(
-            *spelled,
+            spelled,
             *_SHORT.get(name, ()),
             default=default,
             type=None if flag else kind,
@@ -139,10 +139,10 @@ def command(
 
     options = MergeOptions(quiet=True, **_as_mergekit_has_them(mergekits))
     merge_yaml = read_merge_yaml(file)
-    if not ray:
-        check_device(options.device or "cpu")
-    notes: list[str] = []
     device = options.device or "cpu"
+    if not ray:
+        check_device(device)
+    notes: list[str] = []
     crew: Cluster | Local
     if ray:
         crew = Cluster(ray, device, count=workers)

@@ -30,7 +30,7 @@ from mergekit_yoyo.merging.stored import (
     local_folders,
     stored_models,
 )
-from mergekit_yoyo.merging.verifying import is_sound
+from mergekit_yoyo.merging.verifying import forget_damaged
 from mergekit_yoyo.merging.worker import UNFINISHED, Job, check_unchanged
 from mergekit_yoyo.merging.workers import Crew
 from mergekit_yoyo.model.checkpoint import INDEX_FILE
@@ -168,14 +168,11 @@ class PartExecutor:
 
     def _drop_damaged(self, parts: Sequence[Part]) -> None:
         """Forget parts whose file is not what the journal says."""
-        done = [part for part in parts if part.file in self._journal.done]
-        if done:
-            self._progress.begin("checking what is done", len(done), "parts")
-        for part in done:
-            if not is_sound(self._folder / part.file, self._journal.done[part.file]):
-                self._progress.say(f"{part.file} is not as it was written: computed again")
-                del self._journal.done[part.file]
-            self._progress.advance()
+        done = [part.file for part in parts if part.file in self._journal.done]
+        for file in forget_damaged(
+            self._folder, self._journal, done, self._progress, "checking what is done"
+        ):
+            self._progress.say(f"{file} is not as it was written: computed again")
 
     def _clear_unfinished(self) -> str:
         """Remove what an earlier run did not finish; gives the word for this run's own files."""

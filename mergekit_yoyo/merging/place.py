@@ -48,8 +48,13 @@ class Workplace:
 
 def workplace_of(target: Path) -> Workplace:
     """The hidden folder that belongs to a target."""
-    target = Path(os.path.normpath(target.absolute()))
+    target = in_full(target)
     return Workplace(target, target.parent / f".{target.name}.merging")
+
+
+def in_full(path: Path) -> Path:
+    """A path from the root, without `..`; links in it stay."""
+    return Path(os.path.normpath(path.absolute()))
 
 
 @contextmanager

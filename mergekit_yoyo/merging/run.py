@@ -1,7 +1,6 @@
 """The road of a merge, each stage remembered: parts, the files around them, finishing, its name."""
 
 import logging
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -29,13 +28,14 @@ from mergekit_yoyo.merging.place import (
     Workplace,
     clear_up,
     held,
+    in_full,
     keep_only,
     make_ready,
     placed_by,
     put_in_place,
     workplace_of,
 )
-from mergekit_yoyo.merging.verifying import is_sound
+from mergekit_yoyo.merging.verifying import forget_damaged
 from mergekit_yoyo.merging.worker import disk_filled_up
 from mergekit_yoyo.merging.workers import Crew
 from mergekit_yoyo.model.checkpoint import Checkpoint
@@ -129,10 +129,7 @@ def merge(
 def _check_report(merge_yaml: MergeYaml, target: Path) -> None:
     """Refuse a record in a folder that is not there before the merge is whole."""
     report = (merge_yaml.config.parameters or {}).get("report")
-    if (
-        isinstance(report, str)
-        and target in Path(os.path.normpath(Path(report).absolute())).parents
-    ):
+    if isinstance(report, str) and target in in_full(Path(report)).parents:
         raise YoyoError(
             f"report: {report} lies in {target}, which is made last. Let the record lie beside it."
         )
@@ -228,13 +225,8 @@ def _verify(place: Workplace, journal: Journal, progress: Progress) -> None:
     """Go back to merging if a part is not as it was written."""
     if _was_finished(place.model, journal):
         return
-    written = {file: done for file, done in journal.done.items() if done.tensors}
-    progress.begin("checking what is merged", len(written), "parts")
-    for file, done in written.items():
-        if not is_sound(place.model / file, done):
-            del journal.done[file]
-        progress.advance()
-    if written.keys() - journal.done.keys():
+    written = [file for file, done in journal.done.items() if done.tensors]
+    if forget_damaged(place.model, journal, written, progress, "checking what is merged"):
         progress.say("what was merged is not as it was written: merged again")
         keep_only(place.model, journal.done)
         journal.reopen()
