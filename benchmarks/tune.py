@@ -60,7 +60,7 @@ class Case:
 def cases(base: Path) -> list[Case]:
     """The merges, each with a start that a user might have."""
     on_base = {"base_model": str(base)}
-    recall = {"consensus": "recall"}
+    recall = {"consensus": "recall", "ridge": 10.0}  # the default of when it was measured
     return [
         Case(
             "recall",

@@ -52,14 +52,14 @@ def recall(
     kind="linear",
     anchor=None,
     strength=None,
-    ridge=10.0,
+    ridge=None,
     prior=None,
     tukey_c=4.685,
     rescale="mean",
     weights=None,
 ):
-    """inputs: K arrays of one shape; strength: beta, and prior: alpha,
-    None for the closed forms. See `fuse`."""
+    """inputs: K arrays of one shape; strength: beta, prior: alpha, and ridge: rho, None for the
+    closed forms. See `fuse`."""
     shape = np.shape(inputs[0])
     given = np.ones(len(inputs)) if weights is None else np.array(weights) / np.mean(weights)
     x = np.stack([np.asarray(i, dtype=np.float64) for i in inputs])
@@ -89,6 +89,9 @@ def recall(
             C.append(R[k].T @ R[k] / squares[k])
     if kind == "embedding":
         R = R.swapaxes(1, 2)
+    if ridge is None:
+        ridge = 10 * (64 / R.shape[2]) ** 0.5
+        ridge = 10 if ridge > 10 else 3 if ridge < 3 else ridge
     rho = ridge / R.shape[2]
     if anchor is None:
         alpha = 0.0  # the center

@@ -1,5 +1,7 @@
 """`consensus: recall` against the float64 reference: P itself, whatever the merge is rounded to."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +13,9 @@ from mergekit_yoyo.algorithm.options import Options
 from mergekit_yoyo.algorithm.packing import WHOLE, Packing, problems
 from mergekit_yoyo.algorithm.precision import working_dtype
 from mergekit_yoyo.algorithm.recall import Recall
+from mergekit_yoyo.algorithm.spaces import LinearInputs
 from mergekit_yoyo.algorithm.span import span_of
+from mergekit_yoyo.algorithm.tolerances import FLOAT32_ENLARGED
 from mergekit_yoyo.errors import YoyoError
 
 # relative L2 error of P: float64 inputs are subtracted before they are multiplied, others not
@@ -41,12 +45,11 @@ def learned(count, difference, shape, *, rank=None, seed=0, dtype=torch.float64)
     return [(0.02 * x).to(dtype) for x in tensors]
 
 
-def move_of(tensors, kind="auto", *, packing=WHOLE, strength=1.0, anchor=None, center=None):
+def move_of(tensors, kind="auto", *, packing=WHOLE, anchor=None, center=None, **more):
     """m + P and the details, in float64 whatever the inputs are."""
     center = center or ("geometric_median" if anchor is None else "anchor")
-    options = Options(
-        consensus="recall", center=center, recall_strength=strength, recall_precision="float64"
-    )
+    given = {"recall_strength": 1.0, "recall_precision": "float64", **more}
+    options = Options(consensus="recall", center=center, **given)
     inputs = [problems(x, packing) for x in tensors]
     merge = torch.empty(tensors[0].shape, dtype=torch.float64)
     span = span_of(inputs, center, anchor, options.eps, np.ones(len(inputs)))
@@ -212,6 +215,19 @@ def test_the_prior_around_an_anchor(alpha, ridge, kind):
         assert relative_error(merge, task) <= 1e-5
 
 
+@pytest.mark.parametrize("inputs", [16, 64, 144, 600, 2000])
+@pytest.mark.parametrize("kind", ["linear", "embedding", "vector"])
+def test_the_ridge_shrinks_with_the_width(kind, inputs):
+    """By default: 10 up to 64 inputs, 80 / sqrt(in), 3 from 712 on."""
+    shape = {"linear": (8, inputs), "embedding": (inputs, 8), "vector": (inputs,)}[kind]
+    tensors = learned(3, 0.05, shape)
+    auto = fuse(tensors, consensus="recall", kind=kind).tensor
+    rho = {16: 10.0, 64: 10.0, 144: 80 / 12, 600: 80 / 600**0.5, 2000: 3.0}[inputs]
+    expected = recall(arrays(tensors), kind, ridge=rho)
+    error = relative_error(auto.numpy() - expected.center, expected.merge - expected.center)
+    assert error <= EXACT
+
+
 def test_one_model_around_an_anchor_comes_back_whole():
     base, tuned = learned(2, 0.05, (30, 20))
     merge = fuse([base, tuned], consensus="recall", center="anchor", anchor=0).tensor
@@ -223,7 +239,7 @@ def test_one_model_around_an_anchor_comes_back_whole():
 # 1/20 of a step where the value is the RMS of the tensor or more, of that where it is less
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("ridge", [0.1, 3.0])
-@pytest.mark.parametrize("rank", [2, None])
+@pytest.mark.parametrize("rank", [1, 2, None])
 @pytest.mark.parametrize(
     ("kind", "size"), [("linear", (200, 256)), ("linear", (96, 600)), ("embedding", (300, 40))]
 )
@@ -242,23 +258,57 @@ def test_single_precision_is_hidden_by_the_rounding(kind, size, rank, ridge, dty
 
 
 def test_the_precision_is_double_where_single_would_show():
-    for enlarged, dtype, square, expected in (
-        (100, torch.bfloat16, 1e-3, torch.float32),
-        (100, torch.float32, 1e-3, torch.float64),
-        (0, torch.float64, 1e-3, torch.float64),
-        (100, torch.float16, 1e-3, torch.float64),
-        (20, torch.float16, 1e-3, torch.float32),
-        (300, torch.bfloat16, 1e-3, torch.float64),
-        (100, torch.bfloat16, 1e-30, torch.float64),
+    for dtype, square, expected, most in (
+        (torch.bfloat16, 1e-3, torch.float32, FLOAT32_ENLARGED),
+        (torch.float16, 1e-3, torch.float32, FLOAT32_ENLARGED / 8),
+        (torch.float32, 1e-3, torch.float64, math.inf),
+        (torch.bfloat16, 1e-30, torch.float64, math.inf),
     ):
         inputs, squares = [torch.zeros(1, dtype=dtype)], np.array([1e-3, square])
-        for precision, chosen in (
-            ("auto", expected),
-            ("float32", torch.float32),
-            ("float64", torch.float64),
-        ):
-            found = working_dtype(precision, inputs, squares=squares, enlarged=enlarged)
-            assert found == chosen
+        assert working_dtype("auto", inputs, squares=squares) == (expected, most)
+        for precision in ("float32", "float64"):
+            asked = working_dtype(precision, inputs, squares=squares)
+            assert asked == (getattr(torch, precision), math.inf)
+
+
+@pytest.mark.parametrize("rank", [1, None])
+@pytest.mark.parametrize(("count", "size"), [(3, (64, 48)), (8, (40, 120))])
+def test_what_round_off_is_enlarged_by(count, size, rank):
+    """in / rho max_k |R_k| / |x_k|, times the longest row and column over those of flat ones."""
+    tensors = learned(count, 0.1, size, rank=rank)
+    found = []
+    with pytest.MonkeyPatch.context() as patch:
+        energies = LinearInputs.energies
+
+        def listen(space):
+            found.append(energies(space))
+            return found[-1]
+
+        patch.setattr(LinearInputs, "energies", listen)
+        move_of(tensors, "linear", ridge=0.5)
+    expected = recall(arrays(tensors), "linear", ridge=0.5)
+    rows = columns = share = 0.0
+    total = np.zeros((size[1], size[1]))
+    for x, omega in zip(arrays(tensors), expected.trust, strict=True):
+        residual = x - expected.center
+        length = np.linalg.norm(residual)
+        share = max(share, length / np.linalg.norm(x))
+        rows = max(rows, omega**0.5 * np.linalg.norm(residual, axis=1).max() / length)
+        total += omega * residual.T @ residual / length**2
+    columns = np.linalg.norm(total, axis=0).max()
+    enlarged = size[1] / 0.5 * share * (size[0] * size[1]) ** 0.5 * rows * columns
+    assert float(found[0].enlarged()) == pytest.approx(enlarged, rel=1e-6)
+
+
+def test_a_matrix_that_single_precision_would_spoil_is_merged_in_double():
+    few = learned(8, 0.1, (128, 512), rank=1, dtype=torch.bfloat16)
+    options = {"consensus": "recall", "ridge": 0.1}
+    auto, double, single = (
+        fuse(few, recall_precision=precision, **options).tensor
+        for precision in ("auto", "float64", "float32")
+    )
+    assert same_bits(auto, double)
+    assert not same_bits(auto, single)
 
 
 def test_orthogonal_moves_come_back_whole_with_the_closed_form():

@@ -7,28 +7,30 @@
 Trains what is missing (`train.py`), merges in memory by the methods of `methods.py`, rounds to
 bfloat16 as `mergekit-yaml` would, and prints the mean loss (nats a token) with the errors of its
 differences from `linear` and from recall, paired over blocks. Every row is kept in the cache, so
-that a run goes on where it stopped. Where a method has several settings, the one that is best on
-the held-out text itself stands in the table, which no user can know.
+that a run goes on where it stopped, and says at the end what all of them took. Where a method has
+several settings, the one that is best on the held-out text itself stands in the table, which no
+user can know; with a broken model, where none helps, its first.
 """
 
+import math
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache as once
 from functools import partial
-from itertools import product
+from itertools import islice, product
 from pathlib import Path
 
 import click
 import numpy as np
 import torch
-from methods import METHODS, Method, Weights
+from methods import METHODS, Merge, Method, Weights
 from models import BASES, CACHE, DOMAINS, base_folder, texts_of
 from reading import BLOCKS, Losses, Reader, blocks_of, half, mean_of
 from safetensors.torch import load_file
 from torch import Tensor
-from train import expert_folder, experts_of
+from train import expert_folder, experts_of, training_seconds
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
@@ -134,13 +136,17 @@ class Table:
         return DOMAINS[: self.count]
 
     def file(self, cache: Path) -> Path:
-        """The rows so far."""
-        small = "-small" if self.small else ""
-        return cache / f"results-{self.name}{small}.json"
+        """The rows of merges so far."""
+        return cache / f"results-{self.name}{self._suffix}.json"
 
-    def spent(self, cache: Path) -> Kept:
-        """The seconds that each row took, to merge and to read."""
-        return Kept(self.file(cache).with_suffix(".seconds.json"))
+    def inputs(self, cache: Path) -> Path:
+        """What the base and the experts read so far, by model and domain, for all tables of a
+        base."""
+        return cache / f"inputs-{self.base}{self._suffix}.json"
+
+    @property
+    def _suffix(self) -> str:
+        return "-small" if self.small else ""
 
     def takes(self, method: Method) -> bool:
         """Whether a method stands in it."""
@@ -150,14 +156,19 @@ class Table:
             return False
         if self.base == REAL[0]:
             return method.counts or self.count < 5
-        searched = len(method.settings) > 1  # with a broken model no setting helps
+        searched = len(method.settings) > 1
         return method.counts and method.only is None and not (self.spoiled and searched)
+
+    def settings(self, method: Method) -> dict[str, Merge]:
+        """Which of a method's settings it tries: with a broken model none helps, and the first
+        stands for all."""
+        return dict(islice(method.settings.items(), 1 if self.spoiled else None))
 
 
 def fill(wanted: Table, methods: Sequence[Method], cache: Path) -> dict[str, Losses]:
     """The losses of all inputs and merges of a table, those that are kept read again."""
     base, domains, kept = wanted.base, wanted.domains, Kept(wanted.file(cache))
-    spent = wanted.spent(cache)
+    spent = seconds_of(wanted.file(cache))
     origin = half(load_file(base_folder(base, cache) / "model.safetensors"))
     experts = [half(expert) for expert in experts_of(base, domains, cache)]
     reader = Reader(base, domains, cache, SMALL_BLOCKS if wanted.small else BLOCKS)
@@ -172,25 +183,68 @@ def fill(wanted: Table, methods: Sequence[Method], cache: Path) -> dict[str, Los
         weights = make()
         merged = time.monotonic()
         losses = reader.losses(half(weights))
-        read = time.monotonic() - merged
-        spent.get(label, lambda: merged - started + read)
+        read = time.monotonic()
+        spent.get(label, lambda: read - started)
         click.echo(
             f"{wanted.name}: {label}: {mean_of(losses):.4f} ({merged - started:.0f} s to merge, "
-            f"{read:.0f} s to read)",
+            f"{read - merged:.0f} s to read)",
             err=True,
         )
         return losses
 
-    def take(label: str, make: Callable[[], Weights]) -> None:
-        kept.get(label, partial(read, label, make))
-
-    take("base alone", lambda: origin)
-    for domain, expert in zip(domains, experts, strict=True):
-        take(f"expert: {domain}", partial(dict, expert))
+    found = read_inputs(
+        wanted,
+        reader,
+        {"base alone": origin}
+        | dict(zip((f"expert: {domain}" for domain in domains), experts, strict=True)),
+        cache,
+    )
     for method in filter(wanted.takes, methods):
-        for setting, merge in method.settings.items():
-            take(_key(method, setting), partial(merge, origin, inputs, moments))
-    return kept.found
+        last = math.inf
+        for setting, merge in wanted.settings(method).items():
+            label = _key(method, setting)
+            losses = kept.get(label, partial(read, label, partial(merge, origin, inputs, moments)))
+            last, before = mean_of(losses), last
+            if method.climbing and last > before:
+                break
+    return found | kept.found
+
+
+def read_inputs(
+    wanted: Table, reader: Reader, inputs: Mapping[str, Weights], cache: Path
+) -> dict[str, Losses]:
+    """The losses of models that are merged, which are the same in all tables."""
+    file = wanted.inputs(cache)
+    kept, spent = Kept(file), seconds_of(file)
+    found: dict[str, Losses] = {}
+    for label, weights in inputs.items():
+        missing = [d for d in wanted.domains if f"{label}, on {d}" not in kept.found]
+        started = time.monotonic()
+        losses = reader.losses(weights, missing) if missing else {}
+        for domain, values in losses.items():
+            kept.get(f"{label}, on {domain}", lambda values=values: values)
+        if missing:
+            took = time.monotonic() - started
+            spent.get(f"{label}, on {', '.join(missing)}", lambda took=took: took)
+        found[label] = {domain: kept.found[f"{label}, on {domain}"] for domain in wanted.domains}
+    return found
+
+
+def seconds_of(results: Path) -> Kept:
+    """The seconds that each row of a file of results took, to merge and to read."""
+    return Kept(results.with_suffix(".seconds.json"))
+
+
+def minutes(tables: Sequence[Table], cache: Path) -> str:
+    """What training and the rows of some tables took, in whichever runs."""
+    files = {file for wanted in tables for file in (wanted.file(cache), wanted.inputs(cache))}
+    rows = [spent for file in sorted(files) for spent in seconds_of(file).found.values()]
+    bases = sorted({wanted.base for wanted in tables})
+    training = [s for base in bases for s in training_seconds(base, cache).found.values()]
+    return (
+        f"the experts took {sum(training) / 60:.0f} minutes to train, {len(rows)} rows "
+        f"{sum(rows) / 60:.0f} minutes to merge and to read"
+    )
 
 
 @click.command(help=__doc__.split("\n\n")[0])
@@ -222,16 +276,16 @@ def main(
     if small and write:
         raise click.UsageError("--small is a look: the tables of docs are made without it.")
     methods = [method for method in METHODS if not labels or method.label in labels]
-    seconds: list[float] = []
+    tables: list[Table] = []
     for base, count in product(bases, counts):
         for broke in (False, True) if spoiled is None else (spoiled,):
             wanted = Table(base, count, broke, small)
             results = fill(wanted, methods, cache)
-            seconds += wanted.spent(cache).found.values()
+            tables.append(wanted)
             show(
                 table(results, wanted.domains), "quality.md", f"quality-{wanted.name}", write=write
             )
-    click.echo(f"{len(seconds)} rows took {sum(seconds) / 60:.0f} minutes", err=True)
+    click.echo(minutes(tables, cache), err=True)
 
 
 if __name__ == "__main__":

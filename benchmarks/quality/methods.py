@@ -4,7 +4,7 @@ mergekit's methods are its own code, called on tensors in float32; what they nee
 is a grid, of which the bench shows the setting that is best on the held-out text itself.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -14,12 +14,12 @@ from mergekit.merge_methods import registry
 from mergekit.merge_methods.base import TensorGroup
 from models import EMBEDDING, is_linear
 from reading import Weights
-from torch import Tensor
 
 from mergekit_yoyo.algorithm import fuse
 
 Grams = Callable[[], list[Weights]]  # of each expert, the inputs' second moments by weight name
 Merge = Callable[[Weights, list[Weights], Grams], Weights]
+Differences = Merge  # what is to be added to the base, of all tensors or some
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,8 @@ class Method:
         counts: it is shown with any number of any base; else of the first with two and three.
         broken: whether it is shown with a broken further model.
         small: whether `--small` has it.
+        climbing: whether its settings are tried until one is worse than the one before: those of a
+            factor, in which the loss has one lowest point.
     """
 
     label: str
@@ -43,6 +45,7 @@ class Method:
     counts: bool = True
     broken: bool = False
     small: bool = False
+    climbing: bool = False
 
 
 def ours(*, anchored: bool = False, **options: object) -> Merge:
@@ -63,8 +66,11 @@ def ours(*, anchored: bool = False, **options: object) -> Merge:
     return merge
 
 
-def mergekits(name: str, *, based: bool = True, **parameters: object) -> Merge:
-    """A merge by mergekit's own code for a method; `weight` is 1 for each model."""
+def mergekits(
+    name: str, *, based: bool = True, differences: bool = False, **parameters: object
+) -> Merge:
+    """A merge by mergekit's own code for a method; `weight` is 1 for each model. differences: what
+    is added to the base, found with a base of zeros."""
     method = registry.get(name)
     if any(parameter.name == "weight" for parameter in method.spec.input_parameters):
         parameters.setdefault("weight", 1.0)
@@ -74,6 +80,8 @@ def mergekits(name: str, *, based: bool = True, **parameters: object) -> Merge:
         merged = {}
         for key, origin in base.items():
             tensors = [*([origin] if based else []), *(x[key] for x in experts)]
+            if differences:
+                tensors = [x.float() - origin.float() for x in tensors]
             group = TensorGroup.from_tensors(tensors, base_index=0 if based else None, name=key)
             (merged[key],) = method([group], parameters=parameters, dtype=torch.float32)
         return merged
@@ -86,25 +94,28 @@ def of_matrices(
 ) -> dict[str, Merge]:
     """Merges of linear layers by a paper's method; others are the mean. factors: on the
     differences of the merge, a setting each. reads: it takes Grams."""
-    kept: list[tuple[list[Weights], dict[str, Tensor]]] = []  # the factors of a table share one
 
-    def differences(base: Weights, experts: list[Weights], grams: Grams) -> dict[str, Tensor]:
-        if not (kept and kept[0][0] is experts):
-            moments = grams() if reads else []
-            found = {}
-            for name, origin in base.items():
-                if is_linear(name, origin):
-                    taus = torch.stack([x[name].float() - origin.float() for x in experts])
-                    more = [torch.stack([x[name] for x in moments])] if reads else []
-                    found[name] = of_matrix(taus, *more)
-            kept[:] = [(experts, found)]
-        return kept[0][1]
+    def differences(base: Weights, experts: list[Weights], grams: Grams) -> Weights:
+        moments = grams() if reads else []
+        found = {}
+        for name, origin in base.items():
+            if is_linear(name, origin):
+                taus = torch.stack([x[name].float() - origin.float() for x in experts])
+                more = [torch.stack([x[name] for x in moments])] if reads else []
+                found[name] = of_matrix(taus, *more)
+        return found
+
+    named = {f"factor {factor:g}" if factors else "": factor for factor in factors or (1.0,)}
+    return scaled(differences, named)
+
+
+def scaled(differences: Differences, factors: Mapping[str, float]) -> dict[str, Merge]:
+    """Merges that are the base and a factor times what a method finds, which it is asked for once;
+    a tensor that it says nothing of is the mean. factors: by the name of the setting."""
 
     def by(factor: float) -> Merge:
         def merge(base: Weights, experts: list[Weights], grams: Grams) -> Weights:
-            found = differences(base, experts, grams)
-            if factor == settings[-1]:
-                kept.clear()
+            found = _found_last.of(differences, base, experts, grams)
             return {
                 name: origin.float() + factor * found[name]
                 if name in found
@@ -114,15 +125,38 @@ def of_matrices(
 
         return merge
 
-    settings = factors or (1.0,)
-    return {f"factor {factor:g}" if factors else "": by(factor) for factor in settings}
+    return {name: by(factor) for name, factor in factors.items()}
 
 
-_SPARSE = {
-    f"density {density:g}, lambda {factor:g}": {"density": density, "lambda": factor}
-    for density, factor in ((0.5, 1.0), (0.5, 1.5), (0.2, 1.5))
-}
+class _FoundLast:
+    """The differences that were found last: one method's, since they are as large as a model."""
+
+    def __init__(self) -> None:
+        self._of: tuple[object, object] | None = None
+        self._found: Weights = {}
+
+    def of(self, find: Differences, base: Weights, experts: list[Weights], grams: Grams) -> Weights:
+        if self._of is None or self._of[0] is not find or self._of[1] is not experts:
+            self._found = {}
+            self._found = find(base, experts, grams)
+            self._of = (find, experts)
+        return self._found
+
+
+_found_last = _FoundLast()
+
+
+def arithmetic(
+    name: str, factors: Sequence[float], label: str = "lambda ", **parameters: object
+) -> dict[str, Merge]:
+    """Merges by one of mergekit's methods whose `lambda` scales what it adds to the base. label: of
+    a setting, before the factor."""
+    differences = mergekits(name, differences=True, **parameters)
+    return scaled(differences, {f"{label}{factor:g}": factor for factor in factors})
+
+
 _FACTORS = (0.3, 0.4, 0.5, 0.65, 0.8, 1.0)
+_SPARSE = {0.5: (1.0, 1.5), 0.2: (1.5,)}  # factors by density
 
 
 def _first_is_base(_: Weights, experts: list[Weights], grams: Grams) -> Weights:
@@ -134,7 +168,11 @@ def _recall(**options: object) -> dict[str, Merge]:
 
 
 def _grid(name: str, **always: object) -> dict[str, Merge]:
-    return {label: mergekits(name, **setting, **always) for label, setting in _SPARSE.items()}
+    found = {}
+    for density, factors in _SPARSE.items():
+        label = f"density {density:g}, lambda "
+        found |= arithmetic(name, factors, label, density=density, **always)
+    return found
 
 
 def _ace(*epsilons: float) -> dict[str, Merge]:
@@ -159,10 +197,11 @@ _VARIANTS: dict[str, dict[str, object]] = {
 METHODS = [
     Method("linear", {"": mergekits("linear", based=False)}, 1, broken=True, small=True),
     Method("recall, base as anchor", _recall(anchored=True), 0, broken=True, small=True),
-    Method("recall, base as anchor, ridge 3", _recall(anchored=True, ridge=3.0), 0),
+    Method("recall, base as anchor, ridge 10", _recall(anchored=True, ridge=10.0), 0),
+    Method("recall, base as anchor, ridge 1", _recall(anchored=True, ridge=1.0), 0, only=3),
     Method("recall, base as anchor, prior 1", _recall(anchored=True, recall_prior=1.0), 0, only=3),
     Method("recall", _recall(), 0, broken=True, small=True),
-    Method("recall, ridge 3", _recall(ridge=3.0), 0),
+    Method("recall, ridge 10", _recall(ridge=10.0), 0, only=3),
     Method("recall, twice the strength", _recall(recall_strength=4.0), 0, only=3),
     Method("tukey", {"": ours()}, 0, broken=True, small=True),
     Method("tukey, base as anchor", {"": ours(anchored=True)}, 0, only=3),
@@ -172,10 +211,11 @@ METHODS = [
     ),
     Method(
         "task arithmetic",
-        {f"factor {x:g}": mergekits("task_arithmetic", **{"lambda": x}) for x in _FACTORS},
+        arithmetic("task_arithmetic", _FACTORS, "factor "),
         1,
         broken=True,
         small=True,
+        climbing=True,
     ),
     Method("ties", _grid("ties"), 1, broken=True),
     Method("dare_ties", _grid("dare_ties", normalize=True), 1, only=3),

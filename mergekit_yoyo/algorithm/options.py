@@ -25,7 +25,7 @@ ScaleRule = Literal["energy", "root"]
 Precision = Literal["auto", "float32", "float64"]
 Experts = Literal["auto", "packed", "separate"]
 TensorKind = Literal["auto", "linear", "transposed", "embedding", "vector"]
-Strength = float | Literal["auto"]
+NumberOrAuto = float | Literal["auto"]
 
 MOST = 1e30  # its product with any norm is a float64
 
@@ -161,18 +161,18 @@ class Options:
         "give all inputs the signs of the first model, or of base_model, before anything else",
     )
     eps: float = _number(1e-8, "epsilon of the formulas", above=0.0)
-    ridge: float = _number(
-        10.0,
-        "rho of recall: how much its prior counts, beside one for each model",
+    ridge: NumberOrAuto = _number(
+        "auto",
+        "rho of recall: how much its prior counts, beside one for each model, or auto",
         least=LEAST_RIDGE,
     )
-    recall_prior: Strength = _number(
+    recall_prior: NumberOrAuto = _number(
         "auto",
         "alpha of recall around an anchor: the prior is the anchor plus alpha times the summed "
         "differences, or auto",
         least=0.0,
     )
-    recall_strength: Strength = _number(
+    recall_strength: NumberOrAuto = _number(
         "auto",
         "beta of recall: how much of the recalled differences is added to the center, or auto",
         above=0.0,

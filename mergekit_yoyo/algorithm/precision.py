@@ -1,5 +1,6 @@
 """The precision that recall works in: float32 where the rounding of the result hides it."""
 
+import math
 from collections.abc import Sequence
 from functools import reduce
 
@@ -15,20 +16,20 @@ STEPS = {torch.bfloat16: 1.0, torch.float16: 1 / 8}  # in steps of bfloat16
 
 
 def working_dtype(
-    precision: Precision, tensors: Sequence[Tensor], *, squares: Array, enlarged: float
-) -> torch.dtype:
-    """float32 or float64, for the residuals, energies and the solve of K tensors.
+    precision: Precision, tensors: Sequence[Tensor], *, squares: Array
+) -> tuple[torch.dtype, float]:
+    """float32 or float64, for the residuals, energies and the solve of K tensors; and by how much
+    the solve may enlarge round-off before float64 is needed after all (`FLOAT32_ENLARGED`).
 
-    squares: ||R_k||^2 of the residuals that count. enlarged: by how much the solve can enlarge the
-    round-off of a product, in units of the weights (see `FLOAT32_ENLARGED`).
+    squares: ||R_k||^2 of the residuals that count.
 
-    `auto` is float32 for results in half precision, as long as the enlarged round-off stays below
-    1/20 of their step, and the squares are well inside the range of float32.
+    `auto` begins in float32 for results in half precision, as long as the squares are well inside
+    its range; the enlarged round-off must stay below 1/20 of a step of the result.
     """
     if precision != "auto":
-        return torch.float32 if precision == "float32" else torch.float64
+        return torch.float32 if precision == "float32" else torch.float64, math.inf
     step = STEPS.get(reduce(torch.promote_types, (x.dtype for x in tensors)))
     low, high = FLOAT32_SQUARES
-    inside = bool(np.all((squares > low) & (squares < high)))
-    enough = step is not None and inside and enlarged <= step * FLOAT32_ENLARGED
-    return torch.float32 if enough else torch.float64
+    if step is None or not np.all((squares > low) & (squares < high)):
+        return torch.float64, math.inf
+    return torch.float32, step * FLOAT32_ENLARGED

@@ -22,9 +22,10 @@ center need no base, but each holds 1/K of every other model's move: beta makes 
 (`closed_form_strength`).
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import prod
+from functools import partial
 
 import numpy as np
 import torch
@@ -47,6 +48,8 @@ from mergekit_yoyo.errors import YoyoError
 from mergekit_yoyo.rejection import REJECTED
 
 MAX_INPUTS = 2**16  # of a linear layer: 34 GB for one matrix
+AUTO_RIDGE = (3.0, 10.0)  # the least and the most that `auto` gives
+RIDGE_WIDTH = 64  # inputs from which on it is less than the most
 
 
 class Recall:
@@ -59,7 +62,7 @@ class Recall:
         fits = {"linear": len(shape) > 1, "transposed": len(shape) == 2}
         if not fits.get(kind, True):
             raise YoyoError(f"{name}: kind: {kind} expects a matrix; got shape {list(shape)}.")
-        inputs = prod(shape[1:]) if kind in ("linear", "auto") else 0
+        inputs = math.prod(shape[1:]) if kind in ("linear", "auto") else 0
         if inputs > MAX_INPUTS:
             raise YoyoError(
                 f"{name}: shape {list(shape)} would be one linear layer of {inputs:,} inputs, and "
@@ -109,7 +112,7 @@ class Recall:
             residual_squares=residual_squares,
             strength=strength,
             prior=prior,
-            ridge=options.ridge,
+            ridge=partial(ridge_over, options.ridge),
         )
         spaces = spaces_of(tensors, weighing, kind, options.recall_precision, out)
         found = [_merge_in(space, part) for space, part in spaces]
@@ -151,6 +154,9 @@ def _merge_in(space: Space, out: Tensor | None) -> tuple[Tensor, Tensor, Tensor]
     """
     # step 2
     energies: Energies = space.energies()
+    if math.isfinite(space.most) and bool((energies.enlarged() > space.most).any()):
+        space = space.in_double()
+        energies = space.energies()
     kept, own = space.per_input(), space.per_input()
     rounding = None if out is None else Rounding(out)
     for block in space.blocks():
@@ -267,6 +273,20 @@ def prior_factor(weights: Array, alpha: float | str) -> Array:
     if alpha != "auto":
         return np.full(len(weights), float(alpha))
     return np.minimum(2.0 / np.maximum(_effective(weights), 1.0), 1.0)
+
+
+def ridge_over(rho: float | str, inputs: int) -> float:
+    """rho of step 3; for `auto` 10 sqrt(64 / in), between 3 and 10.
+
+    A layer of few inputs uses all of them for every model, and wants more of the prior: 10 was best
+    for 64 inputs, 3 for 576 and 640 (benchmarks/recall_settings.py, benchmarks/quality/bench.py).
+
+    inputs: of a linear layer; rows of a table, elements of a vector.
+    """
+    if rho != "auto":
+        return float(rho)
+    least, most = AUTO_RIDGE
+    return min(most, max(least, most * math.sqrt(RIDGE_WIDTH / inputs)))
 
 
 def _effective(weights: Array) -> Array:

@@ -6,9 +6,10 @@ diagonal one over the rows of an embedding table (its inputs are one-hot) or ove
 vector. The arithmetic is float64, or float32 where that is enough (`precision`).
 """
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Protocol
 
@@ -32,7 +33,8 @@ class Weighing:
 
     scale: what the inputs are multiplied by first; x_k below is the result. center: m = sum_k
     center_k x_k. trust: omega_k, zero for inputs that are rejected or whose residual is zero.
-    norms: ||x_k||. residual_squares: ||R_k||^2. strength: beta. prior: alpha. ridge: rho.
+    norms: ||x_k||. residual_squares: ||R_k||^2. strength: beta. prior: alpha. ridge: rho, which
+    may depend on how many inputs (rows of a table) there are.
     """
 
     scale: Array
@@ -42,7 +44,7 @@ class Weighing:
     residual_squares: Array
     strength: Array
     prior: Array
-    ridge: float
+    ridge: Callable[[int], float]
 
     def of(self, part: slice) -> "Weighing":
         """That of some of the problems."""
@@ -57,12 +59,12 @@ class Weighing:
             self.ridge,
         )
 
-    def enlarged(self, inputs: int) -> float:
-        """By how much the solve can enlarge round-off, in units of the weights: the largest of
-        sum_k omega_k in / rho max_k |R_k| / |x_k|."""
+    @property
+    def share(self) -> Array:
+        """[B], max_k ||R_k|| / ||x_k|| of the inputs that count."""
         residuals = np.where(self.trust > 0, np.sqrt(self.residual_squares), 0.0)
-        shares = residuals / np.maximum(self.norms, np.finfo(float).tiny)
-        return float((self.trust.sum(1) * shares.max(1)).max() * inputs / self.ridge)
+        shares: Array = (residuals / np.maximum(self.norms, np.finfo(float).tiny)).max(1)
+        return shares
 
 
 class Energies(Protocol):
@@ -79,6 +81,9 @@ class Energies(Protocol):
 
     def condition(self) -> Tensor:
         """[B], an upper bound on the condition number of A; NaN if diagonal."""
+
+    def enlarged(self) -> Tensor:
+        """[B], by how much `divide` can enlarge the round-off of `of`, in units of the weights."""
 
 
 def spaces_of(
@@ -97,14 +102,12 @@ def spaces_of(
     made = LinearInputs if matrices else TableRows
     inputs = [view(x, kind) for x in tensors]
     outputs = None if out is None else view(out, kind)
-    width = inputs[0].shape[2]
     squares = weighing.residual_squares[weighing.trust > 0]
-    enlarged = weighing.enlarged(width) if matrices else 0.0
-    dtype = working_dtype(precision, inputs, squares=squares, enlarged=enlarged)
+    dtype, most = working_dtype(precision, inputs, squares=squares)
     step = made.problems_at_once(inputs[0].shape, len(inputs), dtype)
     for start in range(0, len(inputs[0]), step):
         part = slice(start, start + step)
-        space = made([x[part] for x in inputs], weighing.of(part), dtype)
+        space = made([x[part] for x in inputs], weighing.of(part), dtype, most)
         yield space, None if outputs is None else outputs[part]
 
 
@@ -132,6 +135,7 @@ class Space(ABC):
     tensors: Sequence[Tensor]
     weighing: Weighing
     dtype: torch.dtype
+    most: float  # that `Energies.enlarged` may be in this dtype
     max_rows = 512  # of a block: more are no faster, and leave the cache
 
     @classmethod
@@ -142,6 +146,10 @@ class Space(ABC):
     @abstractmethod
     def energies(self) -> Energies:
         """Step 2: C_k for each input."""
+
+    def in_double(self) -> "Space":
+        """The same problems in float64."""
+        return replace(self, dtype=torch.float64, most=math.inf)
 
     @property
     def rows(self) -> int:
@@ -242,16 +250,20 @@ class LinearInputs(Space):
 
     def energies(self) -> Energies:
         """One pass over the residuals; of wide matrices only the sum is kept."""
-        square = (len(self.tensors[0]), self.width, self.width)
+        problems = len(self.tensors[0])
+        square = (problems, self.width, self.width)
         wide = _is_wide(self.rows, self.width)
         each = {} if wide else {k: self.trust.new_zeros(square) for k in self.used}
         total = self.trust.new_zeros(square)
+        row = self.trust.new_zeros(problems)  # the longest of all sqrt(omega_k) R_k / |R_k|
         for block in self.blocks():
             for k, residual in self.residuals(block)[1].items():
                 scaled = residual.mul_(self.shares[k].sqrt())
+                row = torch.maximum(row, torch.linalg.vector_norm(scaled, dim=2).amax(1))
                 each.get(k, total).baddbmm_(scaled.transpose(1, 2), scaled)
         for energy in each.values():
             total += energy
+        column = torch.linalg.vector_norm(total, dim=1).amax(1)
         total.diagonal(dim1=1, dim2=2).add_(self.ridge)
         condition: Tensor = torch.linalg.matrix_norm(total) / self.ridge
         info = total.new_empty(0, dtype=torch.int32)
@@ -259,21 +271,28 @@ class LinearInputs(Space):
         # LAPACK wants it: torch's own copies would take as long as the factorization
         columns = total.transpose(1, 2)
         lower, _ = torch.linalg.cholesky_ex(columns, out=(columns, info))
-        return _Dense(self, each, lower, condition)
+        largest = math.sqrt(self.rows * self.width) * self._share * row * column
+        return _Dense(self, each, lower, condition, largest / self.ridge)
+
+    @property
+    def _share(self) -> Tensor:
+        return self._on_device(self.weighing.share)[:, 0, 0]
 
     @property
     def ridge(self) -> float:
-        return self.weighing.ridge / self.width
+        return self.weighing.ridge(self.width) / self.width
 
 
 @dataclass(frozen=True)
 class _Dense:
-    """each: omega_k C_k, [B, in, in], none for wide matrices. lower: L of A = L L^T."""
+    """each: omega_k C_k, [B, in, in], none for wide matrices. lower: L of A = L L^T. bound and
+    largest: of the condition number, and of what round-off is enlarged by."""
 
     space: LinearInputs
     each: dict[int, Tensor]
     lower: Tensor
     bound: Tensor
+    largest: Tensor
 
     def of(self, residuals: dict[int, Tensor]) -> tuple[dict[int, Tensor], Tensor]:
         if self.each or not residuals:
@@ -298,6 +317,9 @@ class _Dense:
     def condition(self) -> Tensor:
         return self.bound
 
+    def enlarged(self) -> Tensor:
+        return self.largest
+
 
 class TableRows(Space):
     """Embedding tables, and vectors as tables of width 1: C_k is diagonal, one number a row."""
@@ -314,7 +336,7 @@ class TableRows(Space):
 
     @property
     def ridge(self) -> float:
-        return self.weighing.ridge / self.rows
+        return self.weighing.ridge(self.rows) / self.rows
 
 
 @dataclass(frozen=True)
@@ -335,6 +357,9 @@ class _Diagonal:
 
     def condition(self) -> Tensor:
         return self.space.trust.new_full((len(self.space.tensors[0]),), torch.nan)
+
+    def enlarged(self) -> Tensor:
+        return self.space.trust.new_zeros(len(self.space.tensors[0]))
 
 
 def _is_wide(outputs: int, inputs: int) -> bool:
