@@ -89,16 +89,20 @@ def recall(
             C.append(R[k].T @ R[k] / squares[k])
     if kind == "embedding":
         R = R.swapaxes(1, 2)
+    wide = 1
+    if kind not in ("embedding", "vector") and R.shape[2] > 128:
+        wide = (R.shape[2] / 128) ** 0.5
     if ridge is None:
-        ridge = 10 * (64 / R.shape[2]) ** 0.5
-        ridge = 10 if ridge > 10 else 3 if ridge < 3 else ridge
+        ridge = 10 / wide if wide < 10 / 3 else 3
     rho = ridge / R.shape[2]
     if anchor is None:
         alpha = 0.0  # the center
     else:
         total = sum(omega[k] for k in counted)
         alone = sum(omega[k] ** 2 for k in counted)
-        alpha = prior if prior is not None else min(2 * alone / total**2, 1) if counted else 0.0
+        alpha = prior if prior is not None else 0.0
+        if prior is None and counted:
+            alpha = min(2 * wide * alone / total**2, 1)
     y0 = alpha * sum((omega[k] * R[k] for k in counted), np.zeros_like(R[0]))  # minus m
     top = sum((omega[k] * R[k] @ C[k] for k in counted), rho * y0)
     bottom = sum((omega[k] * C[k] for k in counted), rho * np.eye(R.shape[2]))

@@ -215,17 +215,32 @@ def test_the_prior_around_an_anchor(alpha, ridge, kind):
         assert relative_error(merge, task) <= 1e-5
 
 
-@pytest.mark.parametrize("inputs", [16, 64, 144, 600, 2000])
-@pytest.mark.parametrize("kind", ["linear", "embedding", "vector"])
-def test_the_ridge_shrinks_with_the_width(kind, inputs):
-    """By default: 10 up to 64 inputs, 80 / sqrt(in), 3 from 712 on."""
-    shape = {"linear": (8, inputs), "embedding": (inputs, 8), "vector": (inputs,)}[kind]
-    tensors = learned(3, 0.05, shape)
-    auto = fuse(tensors, consensus="recall", kind=kind).tensor
-    rho = {16: 10.0, 64: 10.0, 144: 80 / 12, 600: 80 / 600**0.5, 2000: 3.0}[inputs]
-    expected = recall(arrays(tensors), kind, ridge=rho)
-    error = relative_error(auto.numpy() - expected.center, expected.merge - expected.center)
-    assert error <= EXACT
+@pytest.mark.parametrize(
+    ("kind", "shape", "ridge", "prior"),
+    [
+        ("linear", (8, 16), 10.0, 0.4),
+        ("linear", (8, 128), 10.0, 0.4),
+        ("linear", (8, 288), 10 / 1.5, 0.6),
+        ("linear", (8, 2048), 3.0, 1.0),
+        ("transposed", (288, 8), 10 / 1.5, 0.6),
+        ("embedding", (600, 288), 10.0, 0.4),
+        ("vector", (600,), 10.0, 0.4),
+    ],
+)
+def test_ridge_and_prior_go_by_the_width_of_a_layer(kind, shape, ridge, prior):
+    """By default, for five models: 10 / w, at least 3, and 2 w / 5, at most 1; w^2 is 1 up to 128
+    inputs, then inputs / 128."""
+    tensors = learned(6, 1e-3, shape)
+    for anchor in (None, 0):
+        given = {"tukey_c": 1e4} | (
+            {} if anchor is None else {"center": "anchor", "anchor": anchor}
+        )
+        merge = fuse(tensors, consensus="recall", kind=kind, **given).tensor
+        expected = recall(
+            arrays(tensors), kind, anchor=anchor, ridge=ridge, prior=prior, tukey_c=1e4
+        )
+        moved = expected.merge - expected.center
+        assert relative_error(merge.numpy() - expected.center, moved) <= 1e-7
 
 
 def test_one_model_around_an_anchor_comes_back_whole():

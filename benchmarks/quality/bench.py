@@ -97,7 +97,8 @@ def table(results: Mapping[str, Losses], domains: tuple[str, ...]) -> list[str]:
         tried = {s: results[_key(method, s)] for s in method.settings if _key(method, s) in results}
         if tried:
             best = min(tried, key=lambda setting: mean_of(tried[setting]))
-            label = method.label + (f" ({best}, best of {len(tried)})" if len(tried) > 1 else "")
+            of = f", best of {len(tried)}" if len(tried) > 1 else ""
+            label = method.label + (f" ({best}{of})" if best else "")
             merged.append((GROUPS[method.group], label, tried[best]))
     merged.sort(key=lambda row: mean_of(row[2]))
     marks = [mark for mark in MARKS if mark in results]  # `--method` may have left one out

@@ -199,7 +199,9 @@ METHODS = [
     Method("recall, base as anchor", _recall(anchored=True), 0, broken=True, small=True),
     Method("recall, base as anchor, ridge 10", _recall(anchored=True, ridge=10.0), 0),
     Method("recall, base as anchor, ridge 1", _recall(anchored=True, ridge=1.0), 0, only=3),
-    Method("recall, base as anchor, prior 1", _recall(anchored=True, recall_prior=1.0), 0, only=3),
+    Method(
+        "recall, base as anchor, prior 2/K", _recall(anchored=True, recall_prior=2 / 3), 0, only=3
+    ),
     Method("recall", _recall(), 0, broken=True, small=True),
     Method("recall, ridge 10", _recall(ridge=10.0), 0, only=3),
     Method("recall, twice the strength", _recall(recall_strength=4.0), 0, only=3),

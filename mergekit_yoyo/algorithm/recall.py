@@ -25,7 +25,6 @@ center need no base, but each holds 1/K of every other model's move: beta makes 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import torch
@@ -36,7 +35,7 @@ from mergekit_yoyo.algorithm.options import Options, TensorKind
 from mergekit_yoyo.algorithm.result import Details
 from mergekit_yoyo.algorithm.robust import Array, mad_scale, tukey_weights, weighted_median
 from mergekit_yoyo.algorithm.rounding import Rounding
-from mergekit_yoyo.algorithm.spaces import Energies, Space, Weighing, spaces_of
+from mergekit_yoyo.algorithm.spaces import Energies, Space, Weighing, layer_inputs, spaces_of
 from mergekit_yoyo.algorithm.span import Span
 from mergekit_yoyo.algorithm.tolerances import (
     STRENGTH_BOUND,
@@ -48,8 +47,8 @@ from mergekit_yoyo.errors import YoyoError
 from mergekit_yoyo.rejection import REJECTED
 
 MAX_INPUTS = 2**16  # of a linear layer: 34 GB for one matrix
-AUTO_RIDGE = (3.0, 10.0)  # the least and the most that `auto` gives
-RIDGE_WIDTH = 64  # inputs from which on it is less than the most
+NARROW = 128  # inputs of a layer, up to which `auto` is the same for all
+MOST_AUTO_RIDGE, LEAST_AUTO_RIDGE = 10.0, 3.0
 
 
 class Recall:
@@ -99,9 +98,10 @@ class Recall:
         if options.recall_strength != "auto":
             strength = np.where(strength > 0, options.recall_strength, 0.0)
 
+        inputs = layer_inputs(tensors[0], kind)
         prior = np.zeros(len(counted))
         if anchor is not None:
-            prior = prior_factor(counted, options.recall_prior)
+            prior = prior_factor(counted, options.recall_prior, inputs)
 
         # steps 2 to 4, as many problems at once as memory allows
         weighing = Weighing(
@@ -112,7 +112,7 @@ class Recall:
             residual_squares=residual_squares,
             strength=strength,
             prior=prior,
-            ridge=partial(ridge_over, options.ridge),
+            ridge=ridge_over(options.ridge, inputs),
         )
         spaces = spaces_of(tensors, weighing, kind, options.recall_precision, out)
         found = [_merge_in(space, part) for space, part in spaces]
@@ -262,31 +262,36 @@ def closed_form_strength(weights: Array, *, anchored: bool) -> Array:
     return np.where(kept > 2, np.minimum(closed, STRENGTH_BOUND), 0.0)
 
 
-def prior_factor(weights: Array, alpha: float | str) -> Array:
-    """[B] alpha of step 3 around an anchor; for `auto` 2 / K, at most 1, K the effective number.
+def prior_factor(weights: Array, alpha: float | str, inputs: int) -> Array:
+    """[B] alpha of step 3 around an anchor; for `auto` 2 / K times `_wider`, at most 1, K the
+    effective number: twice the mean of the differences, in wide layers their sum.
 
-    Twice the mean of the differences: near the best factor of task arithmetic for 3 to 5 models
-    (benchmarks/recall_settings.py), and all of a single one.
+    2 / K is near the best factor of task arithmetic for 3 to 5 models
+    (benchmarks/recall_settings.py); where layers are wide, models that learned different things
+    hardly meet, and the whole of each is wanted (benchmarks/quality/bench.py).
 
-    weights: [B, K] of the inputs that are not rejected and differ from the anchor.
+    weights: [B, K] of the inputs that are not rejected and differ from the anchor. inputs: of a
+    linear layer; 0 for tables and vectors.
     """
     if alpha != "auto":
         return np.full(len(weights), float(alpha))
-    return np.minimum(2.0 / np.maximum(_effective(weights), 1.0), 1.0)
+    return np.minimum(2.0 * _wider(inputs) / np.maximum(_effective(weights), 1.0), 1.0)
 
 
 def ridge_over(rho: float | str, inputs: int) -> float:
-    """rho of step 3; for `auto` 10 sqrt(64 / in), between 3 and 10.
+    """rho of step 3; for `auto` 10 over `_wider`, at least 3.
 
-    A layer of few inputs uses all of them for every model, and wants more of the prior: 10 was best
-    for 64 inputs, 3 for 576 and 640 (benchmarks/recall_settings.py, benchmarks/quality/bench.py).
-
-    inputs: of a linear layer; rows of a table, elements of a vector.
+    10 is best for layers of 64 inputs, less for those of 576 and more (the benchmarks of
+    `prior_factor`, whose arguments these are).
     """
     if rho != "auto":
         return float(rho)
-    least, most = AUTO_RIDGE
-    return min(most, max(least, most * math.sqrt(RIDGE_WIDTH / inputs)))
+    return max(LEAST_AUTO_RIDGE, MOST_AUTO_RIDGE / _wider(inputs))
+
+
+def _wider(inputs: int) -> float:
+    """sqrt(in / 128) from 128 inputs on: in narrow layers every model uses every input."""
+    return max(1.0, math.sqrt(inputs / NARROW))
 
 
 def _effective(weights: Array) -> Array:

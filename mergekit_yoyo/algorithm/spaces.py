@@ -8,7 +8,7 @@ vector. The arithmetic is float64, or float32 where that is enough (`precision`)
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Protocol
@@ -33,8 +33,7 @@ class Weighing:
 
     scale: what the inputs are multiplied by first; x_k below is the result. center: m = sum_k
     center_k x_k. trust: omega_k, zero for inputs that are rejected or whose residual is zero.
-    norms: ||x_k||. residual_squares: ||R_k||^2. strength: beta. prior: alpha. ridge: rho, which
-    may depend on how many inputs (rows of a table) there are.
+    norms: ||x_k||. residual_squares: ||R_k||^2. strength: beta. prior: alpha. ridge: rho.
     """
 
     scale: Array
@@ -44,7 +43,7 @@ class Weighing:
     residual_squares: Array
     strength: Array
     prior: Array
-    ridge: Callable[[int], float]
+    ridge: float
 
     def of(self, part: slice) -> "Weighing":
         """That of some of the problems."""
@@ -97,9 +96,9 @@ def spaces_of(
 
     kind: what a problem is, see `fuse`.
     """
-    matrices = kind in ("linear", "transposed") or (kind == "auto" and tensors[0].ndim > 2)
-    view = _as_matrices if matrices else _as_rows
-    made = LinearInputs if matrices else TableRows
+    layers = _are_layers(tensors[0], kind)
+    view = _as_matrices if layers else _as_rows
+    made = LinearInputs if layers else TableRows
     inputs = [view(x, kind) for x in tensors]
     outputs = None if out is None else view(out, kind)
     squares = weighing.residual_squares[weighing.trust > 0]
@@ -109,6 +108,15 @@ def spaces_of(
         part = slice(start, start + step)
         space = made([x[part] for x in inputs], weighing.of(part), dtype, most)
         yield space, None if outputs is None else outputs[part]
+
+
+def layer_inputs(x: Tensor, kind: TensorKind) -> int:
+    """How many inputs a linear layer has, of problems [B, ...]; 0 for tables and vectors."""
+    return int(_as_matrices(x, kind).shape[2]) if _are_layers(x, kind) else 0
+
+
+def _are_layers(x: Tensor, kind: TensorKind) -> bool:
+    return kind in ("linear", "transposed") or (kind == "auto" and x.ndim > 2)
 
 
 def _as_matrices(x: Tensor, kind: TensorKind) -> Tensor:
@@ -280,7 +288,7 @@ class LinearInputs(Space):
 
     @property
     def ridge(self) -> float:
-        return self.weighing.ridge(self.width) / self.width
+        return self.weighing.ridge / self.width
 
 
 @dataclass(frozen=True)
@@ -336,7 +344,7 @@ class TableRows(Space):
 
     @property
     def ridge(self) -> float:
-        return self.weighing.ridge(self.rows) / self.rows
+        return self.weighing.ridge / self.rows
 
 
 @dataclass(frozen=True)
