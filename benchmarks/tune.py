@@ -60,7 +60,7 @@ class Case:
 def cases(base: Path) -> list[Case]:
     """The merges, each with a start that a user might have."""
     on_base = {"base_model": str(base)}
-    recall = {"consensus": "recall", "ridge": 10.0}  # the default of when it was measured
+    recall = {"consensus": "recall", "ridge": 10.0}  # its numbers are the defaults of then
     return [
         Case(
             "recall",
@@ -73,7 +73,7 @@ def cases(base: Path) -> list[Case]:
             {
                 **on_base,
                 "merge_method": "yoyo_fusion",
-                "parameters": {**recall, "center": "anchor"},
+                "parameters": {**recall, "center": "anchor", "recall_prior": 2 / 3},
             },
             "recall_strength",
             (*LEVELS, 1.7),
