@@ -142,7 +142,8 @@ def test_one_fetch_with_recall(center, kind):
             kind=kind,
             **options(center),
         )
-        assert fetches == {"cpu": 1}
+        # the Gram matrix; of layers, by how much float32's round-off was enlarged
+        assert fetches == {"cpu": 2 if kind == "linear" else 1}
         assert not any(operations[waiting] for waiting in WAITING)
 
 

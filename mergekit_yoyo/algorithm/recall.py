@@ -147,14 +147,15 @@ class Recall:
 def _merge_in(space: Space, out: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     """Steps 2 to 4 for the problems of a space, a block of rows at a time.
 
-    Gives tensors on the device, which need not be waited for: [B, K], how much of its own residual
-    each input has back, <y - m, R_k>_C_k / <R_k, R_k>_C_k, NaN where it has none; [B], an upper
-    bound on the condition number of sum_k omega_k C_k + (rho / in) I; [B], what rounding lost, if
-    there is anything written (`Rounding.lost`), else nothing.
+    Of layers in float32 one number a problem is waited for. Gives tensors on the device, which need
+    not be: [B, K], how much of its own residual each input has back, <y - m, R_k>_C_k / <R_k,
+    R_k>_C_k, NaN where it has none; [B], an upper bound on the condition number of the sum of the
+    omega_k C_k with its ridge; [B], what rounding lost, if there is anything written
+    (`Rounding.lost`), else nothing.
     """
     # step 2
     energies: Energies = space.energies()
-    if math.isfinite(space.most) and bool((energies.enlarged() > space.most).any()):
+    if math.isfinite(space.most) and (energies.enlarged().cpu().numpy() > space.most).any():
         space = space.in_double()
         energies = space.energies()
     kept, own = space.per_input(), space.per_input()

@@ -103,6 +103,8 @@ def spaces_of(
     outputs = None if out is None else view(out, kind)
     squares = weighing.residual_squares[weighing.trust > 0]
     dtype, most = working_dtype(precision, inputs, squares=squares)
+    if not layers:
+        most = math.inf  # nothing is enlarged where each row is divided by its own
     step = made.problems_at_once(inputs[0].shape, len(inputs), dtype)
     for start in range(0, len(inputs[0]), step):
         part = slice(start, start + step)
