@@ -302,7 +302,7 @@ def test_what_round_off_is_enlarged_by(count, size, rank):
         patch.setattr(LinearInputs, "energies", listen)
         move_of(tensors, "linear", ridge=0.5)
     expected = recall(arrays(tensors), "linear", ridge=0.5)
-    rows = columns = share = 0.0
+    rows = share = 0.0
     total = np.zeros((size[1], size[1]))
     for x, omega in zip(arrays(tensors), expected.trust, strict=True):
         residual = x - expected.center
