@@ -2,12 +2,14 @@
 
     python benchmarks/merge_speed.py            # about five minutes, 6 GB of disk
     python benchmarks/merge_speed.py --write
+    python benchmarks/merge_speed.py --cuda --layers 64     # on a GPU too, and recall
 
 Three synthetic Llama checkpoints of 516 M parameters (bfloat16) are merged by either command in
 turn, several times; the best time of each counts. The floor is what any merge must do: read the
 three inputs once and write as many bytes as the output has, synced, with plain file operations.
 """
 
+import copy
 import os
 import subprocess
 import sys
@@ -17,6 +19,7 @@ from pathlib import Path
 
 import click
 import yaml
+from devices import machine
 from pages import show, write_option
 from whole_run import LARGE, METHODS, write_models
 
@@ -91,14 +94,21 @@ def floor(models: list[Path], folder: Path) -> float:
 
 @click.command(help=__doc__.split("\n\n")[0])
 @click.option("--rounds", default=3, show_default=True)
+@click.option("--layers", default=LARGE.num_hidden_layers, show_default=True)
+@click.option("--cuda", is_flag=True, help="With --cuda as well, and consensus: recall.")
 @write_option
-def main(rounds: int, write: bool) -> None:
+def main(rounds: int, layers: int, cuda: bool, write: bool) -> None:
+    config = copy.deepcopy(LARGE)
+    config.num_hidden_layers = layers
+    runs = [(method, "") for method in ("linear", "yoyo_fusion")]
+    if cuda:
+        runs += [(method, "--cuda") for method in ("yoyo_fusion", "recall", "linear")]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         click.echo("writing three models ...", err=True)
-        models, parameters = write_models(folder, 3, LARGE)
+        models, parameters = write_models(folder, 3, config)
         rows, copies = [], min(floor(models, folder) for _ in range(rounds))
-        for method in ("linear", "yoyo_fusion"):
+        for method, option in runs:
             file = folder / f"{method}.yml"
             listed = [{"model": str(path)} for path in models]
             values = {**METHODS[method], "models": listed, "dtype": "bfloat16"}
@@ -106,23 +116,31 @@ def main(rounds: int, write: bool) -> None:
             best = dict.fromkeys(PROGRAMS, float("inf"))
             for k in range(rounds):
                 for program, command in PROGRAMS.items():
-                    best[program] = min(best[program], seconds([*command, str(file)], folder))
+                    call = [*command, *option.split(), str(file)]
+                    best[program] = min(best[program], seconds(call, folder))
                     click.echo(
-                        f"{method}, round {k + 1}: {program} {best[program]:.1f} s", err=True
+                        f"{method} {option}, round {k + 1}: {program} {best[program]:.1f} s",
+                        err=True,
                     )
             theirs, ours = best.values()
             rows.append(
-                f"| {method} | {theirs:.1f} s ({theirs / copies:.1f}) "
+                f"| {f'{method} {option}'.strip()} | {theirs:.1f} s ({theirs / copies:.1f}) "
                 f"| {ours:.1f} s ({ours / copies:.1f}) | {ours / theirs:.2f} |"
             )
         parts = stages(folder / "yoyo_fusion.yml", folder)
-    head = "| method | mergekit-yaml (floors) | mergekit-yoyo merge (floors) | ratio |"
+    device = "cuda" if cuda else "cpu"
+    head = f"| {machine(device)} | mergekit-yaml (floors) | mergekit-yoyo merge (floors) | ratio |"
     spent = ", ".join(f"{stage} {part / copies:.1f}" for stage, part in parts.items())
     last = (
         f"\n{parameters / 1e6:.0f} M parameters; the floor is {copies:.1f} s. Of ours with "
         f"yoyo_fusion, in floors: {spent}."
     )
-    show([head, "|---|---:|---:|---:|", *rows, last], "merge.md", "merge-speed", write=write)
+    show(
+        [head, "|---|---:|---:|---:|", *rows, last],
+        "merge.md",
+        f"merge-speed-{device}",
+        write=write,
+    )
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """What `consensus: recall` costs, in units of this machine's own matrix products.
 
-    python benchmarks/recall_speed.py [--device cuda]   # a minute; --write: and into docs/recall.md
+    python benchmarks/recall_speed.py                   # a minute; --write: and into docs/recall.md
+    python benchmarks/recall_speed.py --device cuda     # shapes of Llama 8B
 
 For each shape of weight: seconds, the rate of the floating-point operations that recall needs (K
 Gram matrices and products, Cholesky, solve) as a share of the rate of one large float64, and one
@@ -14,16 +15,21 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 
 import click
 import torch
+from devices import device_option, machine, peak_on_gpu, seconds
 from pages import show, write_option
 
 from mergekit_yoyo import fuse
 from mergekit_yoyo.algorithm.spaces import WIDE
 
-SHAPES = ((576, 576), (1536, 576), (576, 1536), (2048, 2048), (4096, 2048), (1024, 4096))
-PRODUCT = 3072  # size of the square product that sets the rate
+SHAPES = {
+    "cpu": ((576, 576), (1536, 576), (576, 1536), (2048, 2048), (4096, 2048), (1024, 4096)),
+    "cuda": ((1024, 4096), (4096, 4096), (14336, 4096), (4096, 14336)),
+}
+PRODUCT = {"cpu": 3072, "cuda": 8192}  # size of the square product that sets the rate
 REPEATS = 3
 
 
@@ -41,17 +47,13 @@ def fine_tunes(outputs: int, inputs: int, count: int, device: str) -> list[torch
     return [x.bfloat16() for x in moved]
 
 
-def seconds(work: Callable[[], object], device: str) -> float:
-    """The best of some runs, after one to warm up."""
-    best = float("inf")
-    for repeat in range(REPEATS + 1):
-        started = time.perf_counter()
-        work()
-        if device != "cpu":
-            torch.cuda.synchronize()
-        if repeat:
-            best = min(best, time.perf_counter() - started)
-    return best
+def merging(tensors: list[torch.Tensor], precision: str = "auto") -> Callable[[], object]:
+    return partial(fuse, tensors, consensus="recall", recall_precision=precision)
+
+
+def best(work: Callable[[], object], device: str) -> float:
+    """Seconds, the best of some runs, after one to warm up."""
+    return min([seconds(work, device) for _ in range(REPEATS + 1)][1:])
 
 
 def times_as_long(tensors: list[torch.Tensor], device: str) -> float:
@@ -59,30 +61,24 @@ def times_as_long(tensors: list[torch.Tensor], device: str) -> float:
     clock = time.process_time if device == "cpu" else time.perf_counter
     ratios = []
     for _ in range(2 * REPEATS + 1):
-        taken = []
-        for precision in ("auto", "float64"):
-            started = clock()
-            fuse(tensors, consensus="recall", recall_precision=precision)
-            if device != "cpu":
-                torch.cuda.synchronize()
-            taken.append(clock() - started)
-        ratios.append(taken[1] / taken[0])
+        single, double = (
+            seconds(merging(tensors, precision), device, clock) for precision in ("auto", "float64")
+        )
+        ratios.append(double / single)
     return statistics.median(ratios)
 
 
 def rate(dtype: torch.dtype, device: str) -> float:
-    a, b = (torch.randn(PRODUCT, PRODUCT, dtype=dtype, device=device) for _ in range(2))
-    return 2 * PRODUCT**3 / seconds(lambda: a @ b, device)
+    size = PRODUCT[device]
+    a, b = (torch.randn(size, size, dtype=dtype, device=device) for _ in range(2))
+    return 2 * size**3 / best(lambda: a @ b, device)
 
 
 def peak_beyond(outputs: int, inputs: int, count: int, device: str, precision: str) -> int:
     """Bytes beyond inputs and output, measured in a process of its own on the CPU."""
-    if device != "cpu":
+    if device == "cuda":
         tensors = fine_tunes(outputs, inputs, count, device)
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        fuse(tensors, consensus="recall", recall_precision=precision)
-        return torch.cuda.max_memory_allocated() - before - tensors[0].nbytes
+        return peak_on_gpu(merging(tensors, precision)) - tensors[0].nbytes
     script = (
         "import resource, sys, torch\n"
         f"sys.path.insert(0, {sys.path[0]!r})\n"
@@ -102,21 +98,22 @@ def peak_beyond(outputs: int, inputs: int, count: int, device: str, precision: s
 
 @click.command(help=__doc__.split("\n\n")[0])
 @click.option("--count", default=3, show_default=True, help="Models.")
-@click.option("--device", default="cpu", show_default=True)
+@device_option
 @write_option
 def main(count: int, device: str, write: bool) -> None:
     click.echo("products of this machine ...", err=True)
     double, single = (rate(dtype, device) for dtype in (torch.float64, torch.float32))
     lines = [
-        f"| outputs x inputs | seconds | of {double / 1e9:,.0f} GFLOP/s, float64 | "
-        f"of {single / 1e9:,.0f}, float32 | memory, in inputs x inputs of float32 | "
+        f"| {machine(device)}: outputs x inputs | milliseconds | "
+        f"of {double / 1e9:,.0f} GFLOP/s, float64 | of {single / 1e9:,.0f}, float32 | "
+        "memory, in inputs x inputs of float32 | "
         "in float64, times as long | times as much memory |",
         "|---|---:|---:|---:|---:|---:|---:|",
     ]
-    for outputs, inputs in SHAPES:
+    for outputs, inputs in SHAPES[device]:
         click.echo(f"{outputs} x {inputs} ...", err=True)
         tensors = fine_tunes(outputs, inputs, count, device)
-        taken = seconds(lambda: fuse(tensors, consensus="recall"), device)  # noqa: B023
+        taken = best(merging(tensors), device)
         longer = times_as_long(tensors, device)
         reached = operations(outputs, inputs, count) / taken
         memory, more = (
@@ -124,10 +121,10 @@ def main(count: int, device: str, write: bool) -> None:
             for precision in ("auto", "float64")
         )
         lines.append(
-            f"| {outputs} x {inputs} | {taken:.2f} | {reached / double:.2f} | "
+            f"| {outputs} x {inputs} | {taken * 1e3:.3g} | {reached / double:.2f} | "
             f"{reached / single:.2f} | {memory:.1f} | {longer:.2f} | {more / memory:.2f} |"
         )
-    show(lines, "recall.md", "recall-speed", write=write)
+    show(lines, "recall.md", f"recall-speed-{device}", write=write)
 
 
 if __name__ == "__main__":

@@ -66,14 +66,15 @@ def write_models(folder: Path, count: int, config: LlamaConfig) -> tuple[list[Pa
         }
     shapes.pop("lm_head.weight")
     torch.manual_seed(0)
-    base = {name: torch.randn(shape) * 0.02 for name, shape in shapes.items()}
+    device = "cuda" if torch.cuda.is_available() else "cpu"  # where numbers are drawn
+    base = {name: torch.randn(shape, device=device) * 0.02 for name, shape in shapes.items()}
     models = []
     for index in range(count):
         path = folder / f"model-{index}"
         path.mkdir()
         config.save_pretrained(path)
         save_file(
-            {name: (x + 0.002 * torch.randn_like(x)).bfloat16() for name, x in base.items()},
+            {name: (x + 0.002 * torch.randn_like(x)).bfloat16().cpu() for name, x in base.items()},
             path / "model.safetensors",
             {"format": "pt"},
         )

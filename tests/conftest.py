@@ -1,4 +1,4 @@
-"""What every test stands on: no network, and one real Chromium for those that look at a page."""
+"""What every test stands on: no network, one real Chromium, and the device that merges run on."""
 
 import os
 import shutil
@@ -8,6 +8,18 @@ import pytest
 
 # before anything imports huggingface_hub, which reads it once
 os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`pytest --device cuda tests/test_exactness.py ...` merges on a GPU what the tests make."""
+    parser.addoption("--device", help="where `fuse` computes; tests see its results on the CPU")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if device := config.getoption("--device"):
+        from on_device import fuse_on
+
+        fuse_on(device)  # before a test imports it
 
 
 @pytest.fixture(scope="session")

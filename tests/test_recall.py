@@ -3,6 +3,7 @@
 import math
 
 import numpy as np
+import on_device
 import pytest
 import torch
 from recall_reference import recall
@@ -50,11 +51,11 @@ def move_of(tensors, kind="auto", *, packing=WHOLE, anchor=None, center=None, **
     center = center or ("geometric_median" if anchor is None else "anchor")
     given = {"recall_strength": 1.0, "recall_precision": "float64", **more}
     options = Options(consensus="recall", center=center, **given)
-    inputs = [problems(x, packing) for x in tensors]
-    merge = torch.empty(tensors[0].shape, dtype=torch.float64)
+    inputs = [problems(x.to(on_device.used), packing) for x in tensors]
+    merge = torch.empty(tensors[0].shape, dtype=torch.float64, device=on_device.used)
     span = span_of(inputs, center, anchor, options.eps, np.ones(len(inputs)))
     details = Recall().merge(inputs, span, options, anchor, kind, problems(merge, packing))
-    return merge, details
+    return merge.cpu(), on_device.brought_back(details)
 
 
 def arrays(tensors):
@@ -284,6 +285,30 @@ def test_the_precision_is_double_where_single_would_show():
         for precision in ("float32", "float64"):
             asked = working_dtype(precision, inputs, squares=squares)
             assert asked == (getattr(torch, precision), math.inf)
+
+
+@pytest.mark.parametrize("asked", ["high", "medium"])
+def test_products_in_less_than_float32_are_not_taken(asked, monkeypatch):
+    """A training loop may have told torch to: on GPUs, and some processors, it is 1e-3 off then."""
+    tensors = learned(3, 0.1, (96, 128), dtype=torch.float32)
+    options = {"consensus": "recall", "recall_precision": "float32"}
+    expected, energies, during = fuse(tensors, **options).tensor, LinearInputs.energies, []
+    backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
+
+    def listen(space):
+        during.extend(backend.fp32_precision for backend in backends)
+        return energies(space)
+
+    monkeypatch.setattr(LinearInputs, "energies", listen)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(asked)
+    try:
+        found = fuse(tensors, **options).tensor
+        assert torch.get_float32_matmul_precision() == asked
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert during == ["ieee", "ieee"]
+    assert same_bits(found, expected)
 
 
 @pytest.mark.parametrize("rank", [1, None])

@@ -1,7 +1,8 @@
 """The precision that recall works in: float32 where the rounding of the result hides it."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import reduce
 
 import numpy as np
@@ -33,3 +34,22 @@ def working_dtype(
     if step is None or not np.all((squares > low) & (squares < high)):
         return torch.float64, math.inf
     return torch.float32, step * FLOAT32_ENLARGED
+
+
+@contextmanager
+def whole_float32() -> Iterator[None]:
+    """Products of float32 are products of float32 meanwhile.
+
+    Torch can be told, by a training loop before us, to take TF32 or bfloat16 for them
+    (`torch.set_float32_matmul_precision`): 10 or 7 bits of 23. It is told of all threads.
+    """
+    on_cpu = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+    backends = (torch.backends.cuda.matmul, on_cpu)
+    before = [backend.fp32_precision for backend in backends]
+    for backend in backends:
+        backend.fp32_precision = "ieee"
+    try:
+        yield
+    finally:
+        for backend, precision in zip(backends, before, strict=True):
+            backend.fp32_precision = precision

@@ -32,6 +32,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mergekit_yoyo.algorithm.options import Options, TensorKind
+from mergekit_yoyo.algorithm.precision import whole_float32
 from mergekit_yoyo.algorithm.result import Details
 from mergekit_yoyo.algorithm.robust import Array, mad_scale, tukey_weights, weighted_median
 from mergekit_yoyo.algorithm.rounding import Rounding
@@ -115,7 +116,8 @@ class Recall:
             ridge=ridge_over(options.ridge, inputs),
         )
         spaces = spaces_of(tensors, weighing, kind, options.recall_precision, out)
-        found = [_merge_in(space, part) for space, part in spaces]
+        with whole_float32():
+            found = [_merge_in(space, part) for space, part in spaces]
         return Details(
             weights=trust.weights,
             center_weights=trust.center,
