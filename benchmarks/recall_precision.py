@@ -4,8 +4,8 @@
     python benchmarks/recall_precision.py --write   # into docs/recall.md
 
 The error of float32 against float64, in steps of bfloat16 (an element smaller than the RMS of its
-tensor counts as that), grows with `Energies.enlarged`, whatever the residuals look like. The table
-has the enlargement at which the worst element would reach 1/20 of a step, which is what
+tensor counts as that), grows with `LinearInputs.enlarged`, whatever the residuals look like. The
+table has the enlargement at which the worst element would reach 1/20 of a step, which is what
 `recall_precision: auto` promises: its lowest must not be below `FLOAT32_ENLARGED`.
 """
 
@@ -23,7 +23,7 @@ from torch import Tensor
 from mergekit_yoyo.algorithm.options import Options
 from mergekit_yoyo.algorithm.packing import WHOLE, problems
 from mergekit_yoyo.algorithm.recall import Recall
-from mergekit_yoyo.algorithm.spaces import Energies, LinearInputs
+from mergekit_yoyo.algorithm.spaces import LinearInputs
 from mergekit_yoyo.algorithm.span import span_of
 from mergekit_yoyo.algorithm.tolerances import FLOAT32_ENLARGED
 
@@ -61,19 +61,18 @@ def merged(tensors: list[Tensor], anchor: int | None, ridge: float, precision: s
 
 def reached_at(tensors: list[Tensor], anchor: int | None, ridge: float) -> float:
     """The enlargement at which the worst element is off by as much as is promised."""
-    enlarged: list[float] = []
-    energies = LinearInputs.energies
+    heard: list[float] = []
+    enlarged = LinearInputs.enlarged
 
-    def heard(space: LinearInputs) -> Energies:
-        found = energies(space)
-        enlarged.append(float(found.enlarged().max()))
-        return found
+    def hear(space: LinearInputs, total: Tensor, row: Tensor) -> Tensor:
+        heard.append(float(enlarged(space, total, row).max()))
+        return torch.zeros_like(row)  # stays in float32
 
-    with patch.object(LinearInputs, "energies", heard):
-        single, double = (merged(tensors, anchor, ridge, x) for x in ("float32", "float64"))
+    with patch.object(LinearInputs, "enlarged", hear):
+        single, double = (merged(tensors, anchor, ridge, x) for x in ("auto", "float64"))
     size = double.abs().clamp(min=float(double.square().mean().sqrt()))
     step = torch.finfo(torch.bfloat16).eps / 2 * size
-    return PROMISED * enlarged[0] / float(((single - double).abs() / step).max())
+    return PROMISED * heard[0] / float(((single - double).abs() / step).max())
 
 
 @click.command(help=__doc__.split("\n\n")[0])

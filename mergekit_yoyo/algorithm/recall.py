@@ -36,7 +36,7 @@ from mergekit_yoyo.algorithm.precision import whole_float32
 from mergekit_yoyo.algorithm.result import Details
 from mergekit_yoyo.algorithm.robust import Array, mad_scale, tukey_weights, weighted_median
 from mergekit_yoyo.algorithm.rounding import Rounding
-from mergekit_yoyo.algorithm.spaces import Energies, Space, Weighing, layer_inputs, spaces_of
+from mergekit_yoyo.algorithm.spaces import Space, Weighing, layer_inputs, spaces_of
 from mergekit_yoyo.algorithm.span import Span
 from mergekit_yoyo.algorithm.tolerances import (
     STRENGTH_BOUND,
@@ -149,17 +149,14 @@ class Recall:
 def _merge_in(space: Space, out: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     """Steps 2 to 4 for the problems of a space, a block of rows at a time.
 
-    Of layers in float32 one number a problem is waited for. Gives tensors on the device, which need
-    not be: [B, K], how much of its own residual each input has back, <y - m, R_k>_C_k / <R_k,
-    R_k>_C_k, NaN where it has none; [B], an upper bound on the condition number of the sum of the
-    omega_k C_k with its ridge; [B], what rounding lost, if there is anything written
-    (`Rounding.lost`), else nothing.
+    Gives tensors on the device, which need not be waited for: [B, K], how much of its own residual
+    each input has back, <y - m, R_k>_C_k / <R_k, R_k>_C_k, NaN where it has none; [B], an upper
+    bound on the condition number of the sum of the omega_k C_k with its ridge; [B], what rounding
+    lost, if there is anything written (`Rounding.lost`), else nothing.
     """
     # step 2
-    energies: Energies = space.energies()
-    if math.isfinite(space.most) and (energies.enlarged().cpu().numpy() > space.most).any():
-        space = space.in_double()
-        energies = space.energies()
+    energies = space.energies()
+    space = energies.space  # in float64 where float32 would show
     kept, own = space.per_input(), space.per_input()
     rounding = None if out is None else Rounding(out)
     for block in space.blocks():

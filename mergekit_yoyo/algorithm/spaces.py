@@ -72,6 +72,10 @@ class Energies(Protocol):
     The divisor of step 3 is A = sum_k omega_k C_k + (rho / in) I.
     """
 
+    @property
+    def space(self) -> "Space":
+        """What they are energies of."""
+
     def of(self, residuals: dict[int, Tensor]) -> tuple[dict[int, Tensor], Tensor]:
         """omega_k R_k C_k on some rows of the R_k, and what A is for `divide`."""
 
@@ -80,9 +84,6 @@ class Energies(Protocol):
 
     def condition(self) -> Tensor:
         """[B], an upper bound on the condition number of A; NaN if diagonal."""
-
-    def enlarged(self) -> Tensor:
-        """[B], by how much `divide` can enlarge the round-off of `of`, in units of the weights."""
 
 
 def spaces_of(
@@ -103,8 +104,6 @@ def spaces_of(
     outputs = None if out is None else view(out, kind)
     squares = weighing.residual_squares[weighing.trust > 0]
     dtype, most = working_dtype(precision, inputs, squares=squares)
-    if not layers:
-        most = math.inf  # nothing is enlarged where each row is divided by its own
     step = made.problems_at_once(inputs[0].shape, len(inputs), dtype)
     for start in range(0, len(inputs[0]), step):
         part = slice(start, start + step)
@@ -145,7 +144,7 @@ class Space(ABC):
     tensors: Sequence[Tensor]
     weighing: Weighing
     dtype: torch.dtype
-    most: float  # that `Energies.enlarged` may be in this dtype
+    most: float  # by which round-off may be enlarged in this dtype
     max_rows = 512  # of a block: more are no faster, and leave the cache
 
     @classmethod
@@ -155,11 +154,7 @@ class Space(ABC):
 
     @abstractmethod
     def energies(self) -> Energies:
-        """Step 2: C_k for each input."""
-
-    def in_double(self) -> "Space":
-        """The same problems in float64."""
-        return replace(self, dtype=torch.float64, most=math.inf)
+        """Step 2: C_k for each input; of the same problems in float64 where `dtype` will not do."""
 
     @property
     def rows(self) -> int:
@@ -259,7 +254,8 @@ class LinearInputs(Space):
         return max(1, int(MATRICES_BYTES // (kept * shape[2] ** 2 * dtype.itemsize)))
 
     def energies(self) -> Energies:
-        """One pass over the residuals; of wide matrices only the sum is kept."""
+        """One pass over the residuals; of wide matrices only the sum is kept. Where `most` bounds
+        it, how much round-off is enlarged is waited for: one number a problem."""
         problems = len(self.tensors[0])
         square = (problems, self.width, self.width)
         wide = _is_wide(self.rows, self.width)
@@ -271,9 +267,11 @@ class LinearInputs(Space):
                 scaled = residual.mul_(self.shares[k].sqrt())
                 row = torch.maximum(row, torch.linalg.vector_norm(scaled, dim=2).amax(1))
                 each.get(k, total).baddbmm_(scaled.transpose(1, 2), scaled)
-        for energy in each.values():
-            total += energy
-        column = torch.linalg.vector_norm(total, dim=1).amax(1)
+        for k in each:
+            total += each[k]
+        if math.isfinite(self.most) and (self.enlarged(total, row).cpu().numpy() > self.most).any():
+            del each, total  # those of float64 take their place
+            return replace(self, dtype=torch.float64, most=math.inf).energies()
         total.diagonal(dim1=1, dim2=2).add_(self.ridge)
         condition: Tensor = torch.linalg.matrix_norm(total) / self.ridge
         info = total.new_empty(0, dtype=torch.int32)
@@ -281,12 +279,17 @@ class LinearInputs(Space):
         # LAPACK wants it: torch's own copies would take as long as the factorization
         columns = total.transpose(1, 2)
         lower, _ = torch.linalg.cholesky_ex(columns, out=(columns, info))
-        largest = math.sqrt(self.rows * self.width) * self._share * row * column
-        return _Dense(self, each, lower, condition, largest / self.ridge)
+        return _Dense(self, each, lower, condition)
 
-    @property
-    def _share(self) -> Tensor:
-        return self._on_device(self.weighing.share)[:, 0, 0]
+    def enlarged(self, total: Tensor, row: Tensor) -> Tensor:
+        """[B], by how much the division can enlarge round-off, in units of the weights.
+
+        total: [B, in, in], sum_k omega_k C_k. row: [B], the longest of the omega_k^1/2 R_k / |R_k|.
+        """
+        column = torch.linalg.vector_norm(total, dim=1).amax(1)
+        share = self._on_device(self.weighing.share)[:, 0, 0]
+        largest: Tensor = math.sqrt(self.rows * self.width) / self.ridge * share * row * column
+        return largest
 
     @property
     def ridge(self) -> float:
@@ -295,14 +298,13 @@ class LinearInputs(Space):
 
 @dataclass(frozen=True)
 class _Dense:
-    """each: omega_k C_k, [B, in, in], none for wide matrices. lower: L of A = L L^T. bound and
-    largest: of the condition number, and of what round-off is enlarged by."""
+    """each: omega_k C_k, [B, in, in], none for wide matrices. lower: L of A = L L^T. bound: of the
+    condition number."""
 
     space: LinearInputs
     each: dict[int, Tensor]
     lower: Tensor
     bound: Tensor
-    largest: Tensor
 
     def of(self, residuals: dict[int, Tensor]) -> tuple[dict[int, Tensor], Tensor]:
         if self.each or not residuals:
@@ -326,9 +328,6 @@ class _Dense:
 
     def condition(self) -> Tensor:
         return self.bound
-
-    def enlarged(self) -> Tensor:
-        return self.largest
 
 
 class TableRows(Space):
@@ -367,9 +366,6 @@ class _Diagonal:
 
     def condition(self) -> Tensor:
         return self.space.trust.new_full((len(self.space.tensors[0]),), torch.nan)
-
-    def enlarged(self) -> Tensor:
-        return self.space.trust.new_zeros(len(self.space.tensors[0]))
 
 
 def _is_wide(outputs: int, inputs: int) -> bool:

@@ -58,9 +58,9 @@ ROUNDING_SAMPLE = 2**12
 
 # Recall in float32: in directions where nobody moved the ridge rho / in is all that the solve
 # divides by, so that it enlarges round-off by in / rho times the longest row of a residual and the
-# longest column of its energies (`Energies.enlarged`), however few directions they have. Up to this
-# the worst of residuals of rank 1, 4, 32 and full, of 3 to 8 models, was 1/27 of a step of bfloat16
-# (benchmarks/recall_precision.py; tests/test_recall.py asks for 1/20).
+# longest column of its energies, however few directions they have (`LinearInputs.enlarged`). Up to
+# this the worst of residuals of rank 1, 4, 32 and full, of 3 to 8 models, was 1/27 of a step of
+# bfloat16 (benchmarks/recall_precision.py; tests/test_recall.py asks for 1/20).
 FLOAT32_ENLARGED = 40.0
 # The squares of residuals must be far from the ends of float32's range (1e-38 to 1e38).
 FLOAT32_SQUARES = (1e-20, 1e20)
