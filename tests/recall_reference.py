@@ -61,7 +61,10 @@ def recall(
     """inputs: K arrays of one shape; strength: beta, prior: alpha, and ridge: rho, None for the
     closed forms. See `fuse`."""
     shape = np.shape(inputs[0])
-    given = np.ones(len(inputs)) if weights is None else np.array(weights) / np.mean(weights)
+    given = np.ones(len(inputs))
+    if weights is not None:
+        of_inputs = [w for k, w in enumerate(weights) if k != anchor]
+        given = np.array(weights) * len(of_inputs) / sum(of_inputs)
     x = np.stack([np.asarray(i, dtype=np.float64) for i in inputs])
     flat = x.reshape(len(x), -1)
     r = np.sqrt((flat**2).mean(1) + EPS)

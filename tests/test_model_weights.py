@@ -114,6 +114,19 @@ def test_an_anchor_of_weight_zero_is_the_center_and_has_no_vote():
     assert relative_error(shuffled, result.tensor) <= 1e-12
 
 
+@pytest.mark.parametrize("given", [0, 0.5, 5])
+@pytest.mark.parametrize("others", [[1, 1, 1], [1, 2, 1]])
+def test_recall_does_not_ask_what_an_anchor_weighs(given, others):
+    tensors = fine_tunes(4, 0.1, (20, 400), dtype=torch.float64)  # wide: the prior is their sum
+    options = {"consensus": "recall", "center": "anchor", "anchor": 0}
+    expected = fuse(tensors, weights=[1, *others], **options)
+    result = fuse(tensors, weights=[given, *others], **options)
+    assert relative_error(result.tensor, expected.tensor) <= 1e-14
+    np.testing.assert_allclose(result.weights, expected.weights, rtol=1e-14)
+    halved = fuse(tensors, weights=[1, *(w / 2 for w in others)], **options)
+    assert relative_error(halved.tensor, expected.tensor) <= 1e-14
+
+
 def test_weighted_medians():
     for values, weights, expected in (
         ([3.0, 1.0, 2.0], [1.0, 1.0, 1.0], 2.0),

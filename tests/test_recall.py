@@ -353,6 +353,25 @@ def test_a_matrix_that_single_precision_would_spoil_is_merged_in_double():
     assert not same_bits(auto, single)
 
 
+def test_a_usual_matrix_is_merged_in_single():
+    usual = learned(3, 0.02, (256, 320), dtype=torch.bfloat16)
+    auto, double, single = (
+        fuse(usual, recall_precision=precision, consensus="recall").tensor
+        for precision in ("auto", "float64", "float32")
+    )
+    assert same_bits(auto, single)
+    assert not same_bits(auto, double)
+
+
+def test_a_ridge_that_is_lost_in_single_precision_is_an_error():
+    few = learned(3, 0.1, (128, 512), rank=1, dtype=torch.bfloat16)
+    options = {"consensus": "recall", "ridge": 1e-6, "name": "w"}
+    with pytest.raises(YoyoError, match="w: the ridge 1e-06 is lost in the round-off of"):
+        fuse(few, recall_precision="float32", **options)
+    fuse(few, recall_precision="float32", **{**options, "ridge": 1.0})
+    assert fuse(few, **options).tensor.isfinite().all()
+
+
 def test_orthogonal_moves_come_back_whole_with_the_closed_form():
     """K models that moved in orthogonal input directions: P has (K - 2) / (K - 1) of each."""
     count, rank = 4, 5

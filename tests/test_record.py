@@ -133,13 +133,13 @@ def test_slices_anchors_and_passed_through_tensors(models, tmp_path):
     assert alone.parameters == {}
 
 
-def group(*tensors: torch.Tensor, name: str = "w") -> TensorGroup:
-    return TensorGroup.from_tensors(tensors, name=name)
+def group(*tensors: torch.Tensor, name: str = "w", base: int | None = None) -> TensorGroup:
+    return TensorGroup.from_tensors(tensors, name=name, base_index=base)
 
 
-def described(*tensors: torch.Tensor, **options: object) -> TensorLine:
+def described(*tensors: torch.Tensor, base: int | None = None, **options: object) -> TensorLine:
     defaults = {parameter.name: parameter.default for parameter in METHOD.spec.shared_parameters}
-    return METHOD.describe_group(group(*tensors), **{**defaults, **options})
+    return METHOD.describe_group(group(*tensors, base=base), **{**defaults, **options})
 
 
 def test_findings():
@@ -159,6 +159,11 @@ def test_findings():
     assert found == [("rejected", "input 3"), ("alone", None)]
     (identical,) = described(*copies[:3], consensus="recall").warnings
     assert identical.kind == "identical"
+    around = {"consensus": "recall", "center": "anchor", "base": 0}
+    (identical,) = described(*copies[:3], **around).warnings
+    assert identical.kind == "identical"
+    found = [(x.kind, x.model) for x in described(*copies, -good[0], **around).warnings]
+    assert ("identical", None) not in found
     assert described(good[0], consensus="recall").consensus == "recall"
     line = described(*good, center="coordinate_median")
     assert line.center_weights is None

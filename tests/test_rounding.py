@@ -51,6 +51,18 @@ def test_what_recall_loses(kind):
     assert float(result.rounding) == pytest.approx(expected, rel=1e-5)
 
 
+def test_the_sample_is_of_all_columns():
+    """One column is exact in bfloat16, all others are not."""
+    exact = torch.randn((1, 512, 512), generator=torch.Generator().manual_seed(0))
+    exact[:, :, 0] = 1.0
+    written = rounding.Rounding(out := torch.empty_like(exact, dtype=torch.bfloat16))
+    for start in range(0, 512, 128):
+        part = (slice(None), slice(start, start + 128))
+        written.write(part, exact[part])
+    expected = (out.double() - exact.double()).norm() / exact.double().norm()
+    assert float(written.lost) == pytest.approx(float(expected), rel=0.05)
+
+
 @pytest.mark.parametrize("consensus", ["tukey", "recall"])
 def test_of_each_expert_and_on_a_sample(consensus, monkeypatch):
     packed = halves(3, (4, 60, 50), torch.bfloat16)

@@ -43,12 +43,14 @@ class Consensus(Protocol):
         """The steps after the third, for B problems [B, ...], written to `out` unless it is None.
 
         span: of the tensors, around any robust center, or around the anchor.
+
+        Raises FloatingPointError where the arithmetic that was asked for does not do.
         """
 
-    def identical(self, details: Details) -> NDArray[np.bool_]:
+    def identical(self, details: Details, anchor: int | None) -> NDArray[np.bool_]:
         """[P], the problems in which all inputs were the same."""
 
-    def alone(self, details: Details, anchored: bool) -> NDArray[np.bool_]:
+    def alone(self, details: Details, anchor: int | None) -> NDArray[np.bool_]:
         """[P], the problems in which too few inputs were left for it to do more than average."""
 
 

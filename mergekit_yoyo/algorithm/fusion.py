@@ -40,6 +40,7 @@ from mergekit_yoyo.algorithm.packing import WHOLE, Packing, packing_for, problem
 from mergekit_yoyo.algorithm.result import FusionResult
 from mergekit_yoyo.algorithm.span import span_of
 from mergekit_yoyo.algorithm.tolerances import NO_RESIDUAL
+from mergekit_yoyo.errors import YoyoError
 
 
 @torch.no_grad()
@@ -113,7 +114,10 @@ def fuse(
     if span is None:
         raise not_finite(tensors, name, labels)
     # what follows them
-    details = consensus.merge(inputs, span, settled, anchor, kind, out)
+    try:
+        details = consensus.merge(inputs, span, settled, anchor, kind, out)
+    except FloatingPointError as error:
+        raise YoyoError(f"{name}: {error}") from error
     if (priors != 1).any():
         details = replace(details, priors=np.broadcast_to(priors, details.weights.shape))
     if out is not None:

@@ -79,13 +79,19 @@ class Recall:
         kind: TensorKind,
         out: Tensor | None,
     ) -> Details:
-        """Steps 1 to 4 for B problems [B, ...], written to `out` unless it is None."""
+        """Steps 1 to 4 for B problems [B, ...], written to `out` unless it is None.
+
+        Raises FloatingPointError where float32 was asked for and does not do.
+        """
         # step 1: trust on the scale of u_k, center and residuals on that of x_k, or on one for all
+        priors = span.priors
+        if anchor is not None:  # no input: what it was given must not move the mean of the others
+            priors = priors / np.delete(priors, anchor).mean()
         trust = trusted_center(
             span.residual_gram,
             span.noise,
             anchor,
-            span.priors,
+            priors,
             tukey_c=options.tukey_c,
             eps=options.eps,
         )
@@ -93,7 +99,7 @@ class Recall:
         if options.rescale == "median":
             scale = weighted_median(span.rms, span.priors, axis=1)[:, None] / span.rms
         residual_squares = span.own_residual_squares(scale, trust.center)
-        counted = np.where(residual_squares > 0, span.priors * trust.weights, 0.0)
+        counted = np.where(residual_squares > 0, priors * trust.weights, 0.0)
 
         strength = closed_form_strength(counted, anchored=anchor is not None)
         if options.recall_strength != "auto":
@@ -133,17 +139,20 @@ class Recall:
             rounding=None if out is None else torch.cat([lost for _, _, lost in found]),
         )
 
-    def identical(self, details: Details) -> NDArray[np.bool_]:
+    def identical(self, details: Details, anchor: int | None) -> NDArray[np.bool_]:
         """[P], the problems in which no input has anything of its own, and none was rejected."""
         weights = details.weights.reshape(-1, details.weights.shape[-1])
         recalled = _on_host(details.recalled).reshape(weights.shape)
-        return np.asarray(np.isnan(recalled).all(1) & ~(weights < REJECTED).any(1))
+        rejected = weights < REJECTED
+        if anchor is not None:
+            rejected = np.delete(rejected, anchor, axis=1)
+        return np.asarray(np.isnan(recalled).all(1) & ~rejected.any(1))
 
-    def alone(self, details: Details, anchored: bool) -> NDArray[np.bool_]:
+    def alone(self, details: Details, anchor: int | None) -> NDArray[np.bool_]:
         """[P], the problems with less than three inputs that differ, and no anchor to tell them
         apart by: nothing could be recalled."""
         nothing = np.atleast_1d(np.asarray(details.strength) == 0)
-        return nothing & ~self.identical(details) & (not anchored)
+        return nothing & ~self.identical(details, anchor) & (anchor is None)
 
 
 def _merge_in(space: Space, out: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:

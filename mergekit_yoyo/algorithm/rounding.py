@@ -21,7 +21,7 @@ class Rounding:
 
     def __init__(self, out: Tensor) -> None:
         self._out = out
-        # odd: else every sample of a row would lie in the same few columns
+        # odd: else every sample would lie in the same few columns
         self._every = out[0].numel() // ROUNDING_SAMPLE | 1
         self._parts = 0
         self._squares = out.new_zeros((2, len(out)), dtype=torch.float64)
@@ -35,8 +35,8 @@ class Rounding:
         skip = isqrt(max(1, len(target) * self._out[0].numel() // max(1, target.numel())))
         self._parts += 1
         if target.dtype in STEPS and (self._parts - 1) % skip == 0:
-            sample = exact[..., :: self._every]
-            compared = torch.stack((target[..., :: self._every] - sample, sample)).flatten(2)
+            sample = exact.flatten(1)[:, :: self._every]
+            compared = torch.stack((target.flatten(1)[:, :: self._every] - sample, sample))
             norms = torch.linalg.vector_norm(compared, dim=2, dtype=torch.float64)
             self._squares[:, part[0]] += norms.square()
 

@@ -278,7 +278,13 @@ class LinearInputs(Space):
         # in the place of the sum, which is not needed any more; transposed (it is symmetric), as
         # LAPACK wants it: torch's own copies would take as long as the factorization
         columns = total.transpose(1, 2)
-        lower, _ = torch.linalg.cholesky_ex(columns, out=(columns, info))
+        lower, failed = torch.linalg.cholesky_ex(columns, out=(columns, info))
+        # where `most` bounds round-off, and in float64, the ridge is never lost in it
+        if self.dtype == torch.float32 and not math.isfinite(self.most) and failed.cpu().any():
+            raise FloatingPointError(
+                f"the ridge {self.weighing.ridge:g} is lost in the round-off of "
+                "recall_precision: float32. Set it to auto, or the ridge higher."
+            )
         return _Dense(self, each, lower, condition)
 
     def enlarged(self, total: Tensor, row: Tensor) -> Tensor:

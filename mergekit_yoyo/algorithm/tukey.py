@@ -77,13 +77,13 @@ class Tukey:
             rounding=rounding,
         )
 
-    def identical(self, details: Details) -> NDArray[np.bool_]:
+    def identical(self, details: Details, anchor: int | None) -> NDArray[np.bool_]:
         """[P], the problems in which no direction is left."""
         return np.atleast_1d(np.asarray(details.rank) == 0)
 
-    def alone(self, details: Details, anchored: bool) -> NDArray[np.bool_]:
+    def alone(self, details: Details, anchor: int | None) -> NDArray[np.bool_]:
         """[P]; never: two inputs have a weighted mean as well."""
-        return np.zeros_like(self.identical(details))
+        return np.zeros_like(self.identical(details, anchor))
 
 
 @dataclass(frozen=True)

@@ -61,9 +61,7 @@ def tensor_line(
     return line.model_copy(
         update={
             **found,
-            "warnings": _findings(
-                columns, details, inputs, CONSENSUSES[line.consensus], anchor is not None
-            ),
+            "warnings": _findings(columns, details, inputs, CONSENSUSES[line.consensus], anchor),
         }
     )
 
@@ -85,7 +83,7 @@ def _findings(
     details: Details,
     inputs: Sequence[str],
     consensus: Consensus,
-    anchored: bool,
+    anchor: int | None,
 ) -> list[Finding]:
     """What deserves a look, in the order in which it is told."""
     rejected = columns["weights"] < REJECTED
@@ -96,9 +94,9 @@ def _findings(
         if count
     ]
     where: dict[FindingKind, Any] = {
-        "identical": consensus.identical(details),
+        "identical": consensus.identical(details, anchor),
         "not_converged": stuck,
-        "alone": consensus.alone(details, anchored),
+        "alone": consensus.alone(details, anchor),
     }
     for kind, problems in where.items():
         if problems.any():
