@@ -68,7 +68,8 @@ def stages(file: Path, folder: Path) -> dict[str, float]:
         for stage, said in begins.items():
             if stage not in times and line.startswith(said):
                 times[stage] = time.perf_counter()
-    process.wait()
+    if process.wait():
+        raise SystemExit(f"{' '.join(command)} failed")
     subprocess.run(["rm", "-rf", str(folder / "out")], check=True)
     ends = [*list(times.values())[1:], time.perf_counter()]
     return {stage: end - times[stage] for stage, end in zip(times, ends, strict=True)}
@@ -127,7 +128,8 @@ def main(rounds: int, layers: int, cuda: bool, write: bool) -> None:
                 f"| {f'{method} {option}'.strip()} | {theirs:.1f} s ({theirs / copies:.1f}) "
                 f"| {ours:.1f} s ({ours / copies:.1f}) | {ours / theirs:.2f} |"
             )
-        parts = stages(folder / "yoyo_fusion.yml", folder)
+        timed = [stages(folder / "yoyo_fusion.yml", folder) for _ in range(rounds)]
+        parts = min(timed, key=lambda part: sum(part.values()))
     device = "cuda" if cuda else "cpu"
     head = f"| {machine(device)} | mergekit-yaml (floors) | mergekit-yoyo merge (floors) | ratio |"
     spent = ", ".join(f"{stage} {part / copies:.1f}" for stage, part in parts.items())

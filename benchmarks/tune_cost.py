@@ -101,6 +101,7 @@ def main(device: str, write: bool) -> None:
         )
         some = written.windows[:FEW]
         loaded = load_model(folder / "0", device)
+        refer(loaded, some, WORDS)  # to warm up
         referring, reference = timed(lambda: refer(loaded, some, WORDS), device)
         merging, _ = timed(
             lambda: run_merge(
@@ -127,7 +128,7 @@ def main(device: str, write: bool) -> None:
         f"| a model writes its text (one batch timed, times {SAMPLES / BATCH:g}) | "
         f"{writing * SAMPLES / BATCH:.3g} |",
         f"| it reads that once ({FEW} samples timed, times {scale:g}) | {referring * scale:.2g} |",
-        f"| a part is merged, recall in float32 | {merging:.3g} |",
+        f"| a part is merged, recall, written in float32 | {merging:.3g} |",
         f"| a candidate: the sum of two parts | {summing:.2g} |",
         f"| and reading the half that chooses, of {MODELS} models (likewise) | "
         f"{reading * scale * MODELS / 2:.2g} |",

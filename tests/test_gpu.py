@@ -46,11 +46,18 @@ def waits(tensors, **options):
 def test_waits_do_not_grow_with_the_tensor(center, consensus):
     anchor = 0 if center == "anchor" else None
     options = {"center": center, "anchor": anchor, "consensus": consensus}
+    # for the Gram matrix, and for what goes to the device: coefficients, or the numbers of a
+    # `Space`; with recall also for how much round-off is enlarged
+    expected = {
+        "tukey": 4 if center == "coordinate_median" else 2,
+        "recall": 8 if anchor == 0 else 7,
+    }
     seen = []
     for shape in ((64, 96), (2048, 3072), (12288, 4096)):
         tensors = [x.to("cuda") for x in fine_tunes(3, 0.1, shape, dtype=torch.bfloat16)]
         seen.append(waits(tensors, **options))
     assert seen[0] == seen[1] == seen[2]
+    assert len(seen[0]) == expected[consensus], seen[0]
 
 
 def test_recall_takes_no_tf32():
