@@ -24,6 +24,7 @@ from mergekit.options import MergeOptions
 from pages import show, write_option
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from transformers.utils import logging as transformers_logging
+from whole_run import SMALL
 
 import mergekit_yoyo.method  # noqa: F401
 from mergekit_yoyo.text import Writing, written_text
@@ -34,21 +35,17 @@ from mergekit_yoyo.tuning.subjects import load_model
 
 SAMPLES, TOKENS, MODELS = 64, 128, 3  # the defaults, and three models
 FEW = 4  # samples whose reading is timed; writing takes as long for one as for a batch
-WORDS = 49_152
-SHAPES = {  # of SmolLM2-135M and SmolLM2-1.7B
-    "cpu": LlamaConfig(
-        hidden_size=576,
-        intermediate_size=1536,
-        num_hidden_layers=30,
-        num_attention_heads=9,
-        num_key_value_heads=3,
-    ),
-    "cuda": LlamaConfig(
+WORDS = SMALL.vocab_size
+SHAPES = {
+    "cpu": SMALL,
+    "cuda": LlamaConfig(  # the shapes of SmolLM2-1.7B
+        vocab_size=WORDS,
         hidden_size=2048,
         intermediate_size=8192,
         num_hidden_layers=24,
         num_attention_heads=32,
         num_key_value_heads=32,
+        tie_word_embeddings=True,
     ),
 }
 Result = TypeVar("Result")
@@ -58,14 +55,7 @@ def model(folder: Path, seed: int, device: str) -> int:
     """Writes a Llama with random weights; its parameters."""
     torch.manual_seed(seed)
     config = copy.deepcopy(SHAPES[device])
-    config.update(
-        {
-            "vocab_size": WORDS,
-            "tie_word_embeddings": True,
-            "bos_token_id": 0,
-            "eos_token_id": 1,
-        }
-    )
+    config.bos_token_id, config.eos_token_id = 0, 1  # of the experts' tokenizer
     with torch.device(device):
         made = LlamaForCausalLM(config).to(torch.bfloat16)
     made.save_pretrained(folder)

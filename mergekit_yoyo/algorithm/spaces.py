@@ -261,15 +261,17 @@ class LinearInputs(Space):
         wide = _is_wide(self.rows, self.width)
         each = {} if wide else {k: self.trust.new_zeros(square) for k in self.used}
         total = self.trust.new_zeros(square)
+        bounded = math.isfinite(self.most)
         row = self.trust.new_zeros(problems)  # the longest of all sqrt(omega_k) R_k / |R_k|
         for block in self.blocks():
             for k, residual in self.residuals(block)[1].items():
                 scaled = residual.mul_(self.shares[k].sqrt())
-                row = torch.maximum(row, torch.linalg.vector_norm(scaled, dim=2).amax(1))
+                if bounded:
+                    row = torch.maximum(row, torch.linalg.vector_norm(scaled, dim=2).amax(1))
                 each.get(k, total).baddbmm_(scaled.transpose(1, 2), scaled)
         for k in each:
             total += each[k]
-        if math.isfinite(self.most) and (self.enlarged(total, row).cpu().numpy() > self.most).any():
+        if bounded and (self.enlarged(total, row).cpu().numpy() > self.most).any():
             del each, total  # those of float64 take their place
             return replace(self, dtype=torch.float64, most=math.inf).energies()
         total.diagonal(dim1=1, dim2=2).add_(self.ridge)
@@ -280,7 +282,7 @@ class LinearInputs(Space):
         columns = total.transpose(1, 2)
         lower, failed = torch.linalg.cholesky_ex(columns, out=(columns, info))
         # where `most` bounds round-off, and in float64, the ridge is never lost in it
-        if self.dtype == torch.float32 and not math.isfinite(self.most) and failed.cpu().any():
+        if self.dtype == torch.float32 and not bounded and failed.cpu().any():
             raise FloatingPointError(
                 f"the ridge {self.weighing.ridge:g} is lost in the round-off of "
                 "recall_precision: float32. Set it to auto, or the ridge higher."
