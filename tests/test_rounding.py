@@ -55,7 +55,9 @@ def test_the_sample_is_of_all_columns():
     """One column is exact in bfloat16, all others are not."""
     exact = torch.randn((1, 512, 512), generator=torch.Generator().manual_seed(0))
     exact[:, :, 0] = 1.0
-    written = rounding.Rounding(out := torch.empty_like(exact, dtype=torch.bfloat16))
+    written = rounding.Rounding(
+        rounding.Output(out := torch.empty_like(exact, dtype=torch.bfloat16))
+    )
     for start in range(0, 512, 128):
         part = (slice(None), slice(start, start + 128))
         written.write(part, exact[part])

@@ -14,6 +14,7 @@ from torch import Tensor
 from mergekit_yoyo.algorithm.options import Options, TensorKind, declared
 from mergekit_yoyo.algorithm.recall import Recall
 from mergekit_yoyo.algorithm.result import Details
+from mergekit_yoyo.algorithm.rounding import Output
 from mergekit_yoyo.algorithm.span import Span
 from mergekit_yoyo.algorithm.tukey import Tukey
 
@@ -38,7 +39,7 @@ class Consensus(Protocol):
         options: Options,
         anchor: int | None,
         kind: TensorKind,
-        out: Tensor | None,
+        out: Output | None,
     ) -> Details:
         """The steps after the third, for B problems [B, ...], written to `out` unless it is None.
 
@@ -55,7 +56,7 @@ class Consensus(Protocol):
 
 
 CONSENSUSES: Mapping[str, Consensus] = {"tukey": Tukey(), "recall": Recall()}
-OF_ALL = ("consensus", "center", "rescale", "sign_alignment", "eps", "experts")
+OF_ALL = ("consensus", "center", "rescale", "sign_alignment", "eps", "rounding", "experts")
 
 
 def without_effect(parameters: Mapping[str, Any]) -> list[str]:

@@ -22,6 +22,7 @@ WeightFunction = Literal["tukey", "welsch"]
 Deviations = Literal["center", "median"]
 RankRule = Literal["full", "principal", "noise"]
 ScaleRule = Literal["energy", "root"]
+RoundingRule = Literal["nearest", "stochastic"]
 Precision = Literal["auto", "float32", "float64"]
 Experts = Literal["auto", "packed", "separate"]
 TensorKind = Literal["auto", "linear", "transposed", "embedding", "vector"]
@@ -182,6 +183,12 @@ class Options:
         Precision,
         "arithmetic of recall: float64, float32, or auto (float32 where rounding to half precision "
         "hides the difference)",
+    )
+    rounding: RoundingRule = _choice(
+        "nearest",
+        RoundingRule,
+        "of a bfloat16 or float16 merge: to nearest, or stochastic (to either neighbor, each as "
+        "likely as it is near: right on average, and the same in every run)",
     )
     experts: Experts = _choice(
         "auto",

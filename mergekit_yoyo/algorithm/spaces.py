@@ -20,6 +20,7 @@ from torch import Tensor
 from mergekit_yoyo.algorithm.options import Precision, TensorKind
 from mergekit_yoyo.algorithm.precision import working_dtype
 from mergekit_yoyo.algorithm.robust import Array
+from mergekit_yoyo.algorithm.rounding import Output
 
 MIB = 2**20
 WIDE = 2  # inputs per output
@@ -91,8 +92,8 @@ def spaces_of(
     weighing: Weighing,
     kind: TensorKind,
     precision: Precision,
-    out: Tensor | None,
-) -> Iterator[tuple["Space", Tensor | None]]:
+    out: Output | None,
+) -> Iterator[tuple["Space", Output | None]]:
     """The problems of K tensors [B, ...] in groups that fit into memory, with their part of `out`.
 
     kind: what a problem is, see `fuse`.
@@ -101,14 +102,14 @@ def spaces_of(
     view = _as_matrices if layers else _as_rows
     made = LinearInputs if layers else TableRows
     inputs = [view(x, kind) for x in tensors]
-    outputs = None if out is None else view(out, kind)
+    outputs = None if out is None else out.through(view(out.tensor, kind))
     squares = weighing.residual_squares[weighing.trust > 0]
     dtype, most = working_dtype(precision, inputs, squares=squares)
     step = made.problems_at_once(inputs[0].shape, len(inputs), dtype)
     for start in range(0, len(inputs[0]), step):
         part = slice(start, start + step)
         space = made([x[part] for x in inputs], weighing.of(part), dtype, most)
-        yield space, None if outputs is None else outputs[part]
+        yield space, None if outputs is None else outputs.part(part)
 
 
 def layer_inputs(x: Tensor, kind: TensorKind) -> int:

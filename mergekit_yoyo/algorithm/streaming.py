@@ -24,7 +24,7 @@ from torch import Tensor
 
 from mergekit_yoyo.algorithm.center import median_network
 from mergekit_yoyo.algorithm.robust import Array
-from mergekit_yoyo.algorithm.rounding import Rounding
+from mergekit_yoyo.algorithm.rounding import Output, Rounding
 from mergekit_yoyo.algorithm.tolerances import HALF_OF_WEIGHT
 
 BLOCK = 1024  # elements in one matrix product; many of them make a batch
@@ -174,19 +174,19 @@ def median_gram(tensors: Sequence[Tensor], factors: Tensor, priors: Array) -> Te
     return gram
 
 
-def weighted_sum(tensors: Sequence[Tensor], weights: Array, out: Tensor) -> Tensor:
+def weighted_sum(tensors: Sequence[Tensor], weights: Array, out: Output) -> Tensor:
     """Write sum_k weights_k x_k to `out`, added in float32 (see `_adding_dtype`), rounded once.
 
     weights: [B, K] on the host. Gives what rounding lost, [B] (`Rounding.lost`).
     """
-    *tensors, out = flattened([*tensors, out])
-    rounding = Rounding(out)
+    *tensors, merge = flattened([*tensors, out.tensor])
+    rounding = Rounding(out.through(merge))
     # one problem needs no row for products, but torch converts an input to one of its own
-    dtype = _adding_dtype(out, len(tensors))
-    scratch = _Scratch(1 if len(out) == 1 else 2, out, dtype, temporary=1)
-    on_device = torch.from_numpy(weights).to(device=out.device, dtype=dtype)
-    for tile in tiles(out.shape, scratch.max_elements):
-        shape = out[tile].shape
+    dtype = _adding_dtype(merge, len(tensors))
+    scratch = _Scratch(1 if len(merge) == 1 else 2, merge, dtype, temporary=1)
+    on_device = torch.from_numpy(weights).to(device=merge.device, dtype=dtype)
+    for tile in tiles(merge.shape, scratch.max_elements):
+        shape = merge[tile].shape
         rows = scratch.rows(shape)
         total, product = (row[:, : prod(shape[1:])].view(shape) for row in (rows[0], rows[-1]))
         total.zero_()
@@ -201,23 +201,23 @@ def weighted_median_sum(
     center_weight: Array,
     weights: Array,
     priors: Array,
-    out: Tensor,
+    out: Output,
 ) -> Tensor:
     """Write center_weight m + sum_k weights_k x_k to `out`, m as in `median_gram`.
 
     center_weight: [B]; weights: [B, K]. Gives what rounding lost, [B] (`Rounding.lost`).
     """
-    *tensors, out = flattened([*tensors, out])
-    rounding = Rounding(out)
+    *tensors, merge = flattened([*tensors, out.tensor])
+    rounding = Rounding(out.through(merge))
     k = len(tensors)
-    dtype = _adding_dtype(out, k)
-    scratch = _Scratch(2 * k + 3, out, dtype, temporary=1)
+    dtype = _adding_dtype(merge, k)
+    scratch = _Scratch(2 * k + 3, merge, dtype, temporary=1)
     factors, center_factor, on_device = (
-        torch.from_numpy(array).to(device=out.device, dtype=dtype)
+        torch.from_numpy(array).to(device=merge.device, dtype=dtype)
         for array in (scale, center_weight[:, None], weights)
     )
-    for tile in tiles(out.shape, scratch.max_elements):
-        shape = out[tile].shape
+    for tile in tiles(merge.shape, scratch.max_elements):
+        shape = merge[tile].shape
         rows = scratch.rows(shape)
         _load_scaled(rows[1 : k + 1], tensors, factors, tile)
         _median_into(rows[0], rows[1 : k + 1], rows[k + 1 :], priors)

@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from mergekit.architecture import get_architecture_info
 from mergekit.common import ModelReference, dtype_from_name
 from mergekit.config import MergeConfiguration
@@ -22,13 +21,13 @@ from mergekit.options import MergeOptions
 from mergekit.plan import MergePlanner
 from pydantic import BaseModel, ValidationError
 
-from mergekit_yoyo.algorithm.consensuses import without_effect
 from mergekit_yoyo.errors import YoyoError, explain_invalid
 from mergekit_yoyo.inspection.inputs import Input
 from mergekit_yoyo.inspection.located import Located
 from mergekit_yoyo.inspection.modules import as_modules
 from mergekit_yoyo.inspection.remark import Remark, error, some, warning
 from mergekit_yoyo.inspection.settings import filters_of, settings_of
+from mergekit_yoyo.method.idle_options import idle_options
 from mergekit_yoyo.method.plan_checks import check_all_models_gathered
 from mergekit_yoyo.method.refusal import MergeError
 from mergekit_yoyo.model.checkpoint import TensorInfo
@@ -36,6 +35,7 @@ from mergekit_yoyo.model.merge_yaml import MergeYaml
 from mergekit_yoyo.planning import (
     gathered_weights,
     lost_in,
+    merged_dtype,
     notes_on,
     reader_of,
     refusal,
@@ -74,12 +74,8 @@ class MergePlan:
         infos = [info for info in self.inputs_of(task).values() if info is not None]
         if not infos:
             return None
-        name = task.output_weight.force_dtype or self.config.out_dtype or self.config.dtype
-        dtype = dtype_from_name(name) or infos[0].dtype
-        if name is None:
-            for info in infos:
-                dtype = torch.promote_types(dtype, info.dtype)
-        return TensorInfo(max(info.shape for info in infos), dtype)
+        saved = dtype_from_name(task.output_weight.force_dtype or self.config.out_dtype)
+        return TensorInfo(max(info.shape for info in infos), saved or merged_dtype(task, infos))
 
 
 def plan_merge(
@@ -171,7 +167,7 @@ def check_effects(plan: MergePlan) -> list[Remark]:
         sentence
         for task in plan.tasks
         if task.method_name == "yoyo_fusion"
-        for sentence in without_effect(dict(task.parameters.items()))
+        for sentence in idle_options(task, filter(None, plan.inputs_of(task).values()))
     )
     return [
         warning(f"{sentence} ({count:,} of {len(plan.tasks):,} tensors)")

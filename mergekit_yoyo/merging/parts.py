@@ -4,16 +4,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from mergekit.architecture import WeightInfo
 from mergekit.common import ModelReference, dtype_from_name
-from mergekit.graph import Task
-from mergekit.io.tasks import GatherTensors, SaveTensor
+from mergekit.io.tasks import SaveTensor
 from mergekit.tokenizer import PermutedVocabulary
 from mergekit.tokenizer.truncate import TruncatedVocabulary
 
 from mergekit_yoyo.merging.stored import StoredModel
 from mergekit_yoyo.model.checkpoint import TensorInfo
+from mergekit_yoyo.planning import gathered_weights, merged_dtype
 
 SMALLEST_PART = 50_000_000  # bytes: below this, a part costs more than it saves
 
@@ -67,12 +65,13 @@ class Sizes:
         task = save.tensor_task
         inputs = [
             info
-            for model, weight in _gathered(task.gather_tensors).items()
+            for model, weight in (gathered_weights(task) or {}).items()
             if (info := self._stored[model].info(weight)) is not None
         ]
         if not inputs:
             return Output(save, None, 0)
-        info = TensorInfo(self._shape(task, inputs), _dtype(save, task, inputs))
+        dtype = dtype_from_name(save.dtype) or merged_dtype(task, inputs)
+        info = TensorInfo(self._shape(task, inputs), dtype)
         return Output(save, info, info.nbytes)
 
     def _shape(self, task: Any, inputs: Sequence[TensorInfo]) -> tuple[int, ...]:
@@ -83,29 +82,6 @@ class Sizes:
         elif axis is not None and isinstance(task.gather_tensors, TruncatedVocabulary):
             shape[axis] = min(info.shape[axis] for info in inputs)
         return tuple(shape)
-
-
-def _gathered(task: Task) -> Mapping[ModelReference, WeightInfo]:
-    while not isinstance(task, GatherTensors):
-        task = task.gather_tensors  # of a permuted or cut vocabulary
-    return dict(task.weight_info.items())
-
-
-def _dtype(save: SaveTensor, task: Any, inputs: Sequence[TensorInfo]) -> torch.dtype:
-    """mergekit casts on loading and on saving; between, the widest of the inputs decides."""
-    loaded = task.output_weight.force_dtype or _gathering(task).dtype
-    dtype: torch.dtype | None = dtype_from_name(save.dtype) or dtype_from_name(loaded)
-    if dtype is None:
-        dtype = inputs[0].dtype
-        for info in inputs:
-            dtype = torch.promote_types(dtype, info.dtype)
-    return dtype
-
-
-def _gathering(task: Any) -> Any:
-    while not isinstance(task, GatherTensors):
-        task = task.gather_tensors
-    return task
 
 
 def lay_out(

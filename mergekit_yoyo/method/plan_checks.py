@@ -7,7 +7,7 @@ without a planner, by the merge of the first tensor.
 
 import logging
 import re
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,11 @@ from weakref import WeakSet
 
 from mergekit.common import ModelReference
 
-from mergekit_yoyo.algorithm.consensuses import without_effect
 from mergekit_yoyo.errors import YoyoError
+from mergekit_yoyo.method.idle_options import idle_options
 from mergekit_yoyo.method.module_kind import prepare_kinds
 from mergekit_yoyo.method.refusal import MergeError, refusals
-from mergekit_yoyo.model.checkpoint import read_raw_header
+from mergekit_yoyo.model.checkpoint import TensorInfo, read_raw_header
 from mergekit_yoyo.outside import read_json
 from mergekit_yoyo.planning import Reader, gathered_weights, opened_reader
 from mergekit_yoyo.record import recorder
@@ -109,7 +109,7 @@ def check_task(task: Any, yaml: str) -> None:
     _check_signs(task)
     _check_model_class(task)
     _plan_record(task, yaml)
-    for sentence in without_effect(dict(task.parameters.items())):
+    for sentence in idle_options(task, _inputs_of(task)):
         _warn(sentence)
 
 
@@ -184,6 +184,15 @@ def _plan_record(task: Any, yaml: str) -> None:
                 optional=task.output_weight.optional,
                 yaml=yaml,
             )
+
+
+def _inputs_of(task: Any) -> Iterator[TensorInfo]:
+    """What the headers say of a task's inputs, those that are checkpoints on disk."""
+    for model, weight in (gathered_weights(task) or {}).items():
+        reader = opened_reader(model)
+        info = None if reader is None else reader.loads(weight)[1]
+        if info is not None:
+            yield info
 
 
 def _has_weight(task: Any, model: ModelReference) -> bool:

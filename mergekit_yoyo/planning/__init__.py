@@ -14,6 +14,7 @@ from mergekit_yoyo.planning.law import Account
 from mergekit_yoyo.planning.reading import (
     Reader,
     gathered_weights,
+    merged_dtype,
     opened_reader,
     own_device,
     reader_of,
@@ -27,6 +28,7 @@ __all__ = [
     "install",
     "is_switched_off",
     "lost_in",
+    "merged_dtype",
     "notes_on",
     "opened_reader",
     "own_device",

@@ -5,8 +5,8 @@ of its config only. Here `model.sources` answers for the whole class at once, pa
 """
 
 import logging
-from collections.abc import Callable, Mapping
-from functools import cached_property
+from collections.abc import Callable, Iterable, Mapping
+from functools import cached_property, reduce
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -287,6 +287,18 @@ def gather_converted(gather: GatherTensors) -> GatherTensors:
 
 def gathered_weights(task: Any) -> Mapping[ModelReference, WeightInfo] | None:
     """The weight that a merge task gets from each model; None if it is not of checkpoints."""
-    gather = getattr(task.gather_tensors, "gather_tensors", task.gather_tensors)
-    weights = getattr(gather, "weight_info", None)
+    weights = getattr(_gathering(task), "weight_info", None)
     return None if weights is None else dict(weights.items())
+
+
+def merged_dtype(task: Any, inputs: Iterable[TensorInfo]) -> torch.dtype:
+    """The dtype that a task merges in: mergekit casts on loading, and then the widest of the
+    inputs decides. inputs: what headers say of them, one at least."""
+    loaded = task.output_weight.force_dtype or getattr(_gathering(task), "dtype", None)
+    dtype: torch.dtype | None = dtype_from_name(loaded)
+    return dtype or reduce(torch.promote_types, (info.dtype for info in inputs))
+
+
+def _gathering(task: Any) -> Any:
+    """What gathers a task's inputs, whatever is done to their vocabulary after it."""
+    return getattr(task.gather_tensors, "gather_tensors", task.gather_tensors)

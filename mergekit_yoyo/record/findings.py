@@ -51,9 +51,12 @@ def recall_said(tensors: Sequence[TensorStatistics]) -> str:
     return said + (f", condition numbers below {max(bounds):,.0f}" if bounds else "") + "."
 
 
-def rounding_said(tensors: Sequence[TensorStatistics]) -> str:
+def rounding_said(tensors: Sequence[TensorStatistics], rule: str) -> str:
     """What writing the merge in half precision changed, beside what the inputs differ by; empty
-    where nothing is known of it."""
+    where nothing is known of it.
+
+    rule: how it was rounded, the option `rounding` of the merge.
+    """
     known = [tensor for tensor in tensors if not np.isnan(tensor.rounding)]
     if not known:
         return ""
@@ -63,9 +66,10 @@ def rounding_said(tensors: Sequence[TensorStatistics]) -> str:
         return percent(float(shares))
 
     more = sum(0 < tensor.disagreement < tensor.rounding for tensor in known)
+    how = "Rounding" if rule == "nearest" else f"Rounding ({rule})"
+    dtypes = " and ".join(sorted({tensor.line.dtype for tensor in known}))
     said = (
-        f"Rounding to {' and '.join(sorted({tensor.line.dtype for tensor in known}))} moved the "
-        f"merge by {over(lambda t: t.rounding)} (RMS); its inputs lie "
+        f"{how} to {dtypes} moved the merge by {over(lambda t: t.rounding)} (RMS); its inputs lie "
         f"{over(lambda t: t.disagreement)} from their center"
     )
     return said + (

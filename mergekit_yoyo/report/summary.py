@@ -93,6 +93,7 @@ def summarize(record: Record) -> Summary:
     tensors = statistics_of(record.tensors, names)
     merged = [tensor for tensor in tensors if tensor.problems]
     models = _models(merged, names)
+    parameters = _parameters(record)
     return Summary(
         record=record,
         tensors=tensors,
@@ -103,8 +104,8 @@ def summarize(record: Record) -> Summary:
         contested=sorted(merged, key=lambda t: -np.nan_to_num(t.disagreement)),
         passed=len(tensors) - len(merged),
         recall=recall_said(merged),
-        rounding=rounding_said(merged),
-        parameters=_parameters(record),
+        rounding=rounding_said(merged, parameters.get("rounding", "nearest")),
+        parameters=parameters,
         warnings=_warnings(record, merged, models),
     )
 
