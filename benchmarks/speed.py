@@ -57,6 +57,7 @@ def main(counts: str, rounds: int, size: int, device: str, write: bool) -> None:
         "geometric median": lambda x: fuse(x),
         "anchor": lambda x: fuse(x, center="anchor", anchor=0),
         "coordinate median": lambda x: fuse(x, center="coordinate_median"),
+        "rounding: stochastic": lambda x: fuse(x, rounding="stochastic"),
     }
     table = [
         f"| {size} x {size}, {machine(device)}: K | floor | "

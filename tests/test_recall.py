@@ -1,6 +1,7 @@
 """`consensus: recall` against the float64 reference: P itself, whatever the merge is rounded to."""
 
 import math
+from contextlib import ExitStack
 
 import numpy as np
 import on_device
@@ -12,7 +13,7 @@ from tensors import relative_error, same_bits
 from mergekit_yoyo.algorithm import fuse, spaces
 from mergekit_yoyo.algorithm.options import Options
 from mergekit_yoyo.algorithm.packing import WHOLE, Packing, problems
-from mergekit_yoyo.algorithm.precision import working_dtype
+from mergekit_yoyo.algorithm.precision import whole_float32, working_dtype
 from mergekit_yoyo.algorithm.recall import Recall
 from mergekit_yoyo.algorithm.rounding import Output
 from mergekit_yoyo.algorithm.spaces import LinearInputs
@@ -310,6 +311,21 @@ def test_products_in_less_than_float32_are_not_taken(asked, monkeypatch):
         torch.set_float32_matmul_precision(before)
     assert during == ["ieee", "ieee"]
     assert same_bits(found, expected)
+
+
+def test_the_last_thread_gives_back_what_was_asked_for():
+    """Two threads that multiply at once: the first leaves before the second."""
+    backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        with ExitStack() as second:
+            with whole_float32():
+                second.enter_context(whole_float32())
+            assert [backend.fp32_precision for backend in backends] == ["ieee", "ieee"]
+        assert [backend.fp32_precision for backend in backends] == ["tf32", "tf32"]
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 @pytest.mark.parametrize("rank", [1, None])

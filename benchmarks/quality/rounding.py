@@ -4,10 +4,11 @@
     python benchmarks/quality/rounding.py --write              # into docs/quality.md
 
 The linear merge of the experts in float32 is read on held-out text, then with some or all of its
-tensors in bfloat16: rounded to nearest, by chance (stochastic, the mean of three seeds), and to
-nearest with the error of each column made up for by the columns to come, by the second moments of
-inputs that recall finds in the residuals (`feedback`). The difference from float32 stands with its
-error, paired over blocks.
+tensors in bfloat16: rounded to nearest, by chance (as `rounding: stochastic` does, the mean of
+three draws), and to nearest with the error of each column made up for by the columns to come, by
+the second moments of inputs that recall finds in the residuals (`feedback`). Then recall around the
+base, to nearest and by chance. The difference from float32 stands with its error, paired over
+blocks.
 """
 
 import sys
@@ -17,6 +18,7 @@ from pathlib import Path
 import click
 import numpy as np
 import torch
+from methods import ours
 from models import BASES, CACHE, DOMAINS, EMBEDDING, base_folder, is_linear
 from reading import BLOCKS, Losses, Reader, Weights, half, mean_of
 from safetensors.torch import load_file
@@ -27,7 +29,9 @@ from transformers.utils import logging as transformers_logging
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from pages import show, write_option
 
-SEEDS = 3
+from mergekit_yoyo.algorithm.rounding import Output, Rounding
+
+DRAWS = 3
 RIDGE = 0.1  # beside moments whose mean eigenvalue is 1
 KINDS: dict[str, Callable[[str], bool]] = {
     "embedding and head": lambda name: EMBEDDING in name or "lm_head" in name,
@@ -42,11 +46,14 @@ def nearest(weight: Tensor) -> Tensor:
     return weight.to(torch.bfloat16).float()
 
 
-def stochastic(weight: Tensor, generator: torch.Generator) -> Tensor:
-    """Up or down by chance, so that the mean is right: 16 random bits are added below bfloat16."""
-    bits = weight.view(torch.int32)
-    noise = torch.randint(2**16, weight.shape, generator=generator, dtype=torch.int32)
-    return ((bits + noise) & ~0xFFFF).view(torch.float32)
+def stochastic(merge: Weights, draw: int) -> Weights:
+    """All of a merge as the option rounds it. draw: which; a merge has but one."""
+    found = {}
+    for name, weight in merge.items():
+        found[name] = torch.empty_like(weight, dtype=torch.bfloat16)
+        out = Output.of(found[name][None], "stochastic", f"{name}, draw {draw}")
+        Rounding(out).write((slice(None),), weight[None])
+    return found
 
 
 def feedback(weight: Tensor, residuals: Tensor) -> Tensor:
@@ -81,34 +88,43 @@ def fed(merge: Weights, experts: list[Weights]) -> Weights:
 @write_option
 def main(base: str, domains: tuple[str, ...], cache: Path, write: bool) -> None:
     transformers_logging.disable_progress_bar()
-    names = load_file(base_folder(base, cache) / "model.safetensors").keys()
+    origin = half(load_file(base_folder(base, cache) / "model.safetensors"))
+    names = origin.keys()
     experts = [half(expert) for expert in experts_of(base, domains, cache)]
     merge = {name: torch.stack([x[name].float() for x in experts]).mean(0) for name in names}
     reader = Reader(base, domains, cache, BLOCKS)
-    whole = reader.losses(merge)
     lines = [
-        "| in bfloat16 | rounding | loss | against float32 |",
-        "|---|---|---:|---:|",
-        f"| nothing | | {mean_of(whole):.5f} | |",
+        "| merge | in bfloat16 | rounding | loss | against float32 |",
+        "|---|---|---|---:|---:|",
     ]
 
     def tell(what: str, how: str, *made: Losses) -> None:
-        off = np.mean([[np.subtract(m[d], whole[d]) for d in domains] for m in made], axis=(0, 1))
-        error = off.std(ddof=1) / len(off) ** 0.5
         loss = np.mean([mean_of(m) for m in made])
-        lines.append(f"| {what} | {how} | {loss:.5f} | {off.mean():+.5f} ± {error:.5f} |")
+        against = ""
+        if how:
+            off = np.mean([[np.subtract(m[d], whole[d]) for d in domains] for m in made], (0, 1))
+            against = f"{off.mean():+.5f} ± {off.std(ddof=1) / len(off) ** 0.5:.5f}"
+        lines.append(f"| {method} | {what} | {how} | {loss:.5f} | {against} |")
         click.echo(lines[-1], err=True)
 
+    def by_chance(merge: Weights) -> list[Losses]:
+        return [reader.losses(stochastic(merge, draw)) for draw in range(DRAWS)]
+
+    method, whole = "linear", reader.losses(merge)
+    tell("nothing", "", whole)
     for kind, fits in KINDS.items():
         part = {name: nearest(x) if fits(name) else x for name, x in merge.items()}
         tell(kind, "nearest", reader.losses(part))
-    tell("all", "nearest", reader.losses({name: nearest(x) for name, x in merge.items()}))
-    drawn = []
-    for seed in range(SEEDS):
-        generator = torch.Generator().manual_seed(seed)
-        drawn.append(reader.losses({name: stochastic(x, generator) for name, x in merge.items()}))
-    tell("all", f"stochastic, {SEEDS} seeds", *drawn)
+    tell("all", "nearest", reader.losses(half(merge)))
+    tell("all", f"stochastic, {DRAWS} draws", *by_chance(merge))
     tell("all", "feedback", reader.losses(fed(merge, experts)))
+
+    inputs = [{name: x[name].float() for name in names} for x in (origin, *experts)]
+    merge = ours(anchored=True, consensus="recall")(inputs[0], inputs[1:], list)
+    method, whole = "recall, base as anchor", reader.losses(merge)
+    tell("nothing", "", whole)
+    tell("all", "nearest", reader.losses(half(merge)))
+    tell("all", f"stochastic, {DRAWS} draws", *by_chance(merge))
     show(lines, "quality.md", f"quality-rounding-{base}", write=write)
 
 

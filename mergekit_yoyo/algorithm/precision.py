@@ -3,7 +3,9 @@
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import reduce
+from threading import Lock
 
 import numpy as np
 import torch
@@ -36,20 +38,39 @@ def working_dtype(
     return torch.float32, step * FLOAT32_ENLARGED
 
 
+@dataclass
+class _Multiplying:
+    """How many threads are in `whole_float32`, and what the first of them found."""
+
+    lock: Lock = field(default_factory=Lock)
+    threads: int = 0
+    found: list[str] = field(default_factory=list)
+
+
+_multiplying = _Multiplying()
+
+
 @contextmanager
 def whole_float32() -> Iterator[None]:
     """Products of float32 are products of float32 meanwhile.
 
     Torch can be told, by a training loop before us, to take TF32 or bfloat16 for them
-    (`torch.set_float32_matmul_precision`): 10 or 7 bits of 23. It is told of all threads.
+    (`torch.set_float32_matmul_precision`): 10 or 7 bits of 23. It is told of all threads: the last
+    of several that multiply at once gives back what the first one found.
     """
     on_cpu = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
     backends = (torch.backends.cuda.matmul, on_cpu)
-    before = [backend.fp32_precision for backend in backends]
-    for backend in backends:
-        backend.fp32_precision = "ieee"
+    with _multiplying.lock:
+        _multiplying.threads += 1
+        if _multiplying.threads == 1:
+            _multiplying.found = [backend.fp32_precision for backend in backends]
+        for backend in backends:
+            backend.fp32_precision = "ieee"
     try:
         yield
     finally:
-        for backend, precision in zip(backends, before, strict=True):
-            backend.fp32_precision = precision
+        with _multiplying.lock:
+            _multiplying.threads -= 1
+            if not _multiplying.threads:
+                for backend, precision in zip(backends, _multiplying.found, strict=True):
+                    backend.fp32_precision = precision

@@ -114,14 +114,15 @@ def stochastic(exact: Tensor, dtype: torch.dtype, bits: Tensor) -> Tensor:
     """
     values, info = exact.float(), torch.finfo(dtype)
     beyond = 23 + round(log2(info.eps))  # bits of float32 that the dtype does not have
-    magnitude = values.abs()
-    # below its least normal number the steps of float16 stay as they are above it
-    lift = info.tiny if info.tiny > torch.finfo(torch.float32).tiny else 0.0
-    lifted = torch.where(magnitude < lift, magnitude + lift, magnitude)
-    raised = lifted.view(torch.int32) + (bits >> DRAWN_BITS - beyond)
+    # float16 ends earlier than float32: with their least normal numbers in one place, the numbers
+    # of either are those whose last bits are zero, down to zero
+    to_float32 = torch.finfo(torch.float32).tiny / info.tiny
+    aligned = values if to_float32 == 1 else values * to_float32
+    raised = aligned.view(torch.int32) + (bits >> DRAWN_BITS - beyond)
     kept = raised.bitwise_and_(-1 << beyond).view(torch.float32)
-    kept = torch.where(magnitude < lift, kept - lift, kept)
-    return torch.where(magnitude < info.max, kept, magnitude).copysign_(values)
+    if to_float32 != 1:
+        kept = kept.div_(to_float32)
+    return torch.where(values.abs() < info.max, kept, values)
 
 
 def random_bits(start: int, stop: int, seeds: Tensor) -> Tensor:
