@@ -23,7 +23,7 @@ from mergekit_yoyo.algorithm.tolerances import ROUNDING_SAMPLE
 
 DRAWN_BITS = 16  # as many as float32 has beyond bfloat16
 DRAWN_AT_ONCE = 2**16  # elements a thread, whose bits stay in cache
-DRAWN_ON_GPU = 2**24
+DRAWN_ON_GPU = 2**22
 # of 32 bits, with the multiplier that follows: those of MurmurHash3's finalizer, and one more
 # round, without which the pairs of neighbors are not even
 MIXING = ((16, 0x85EBCA6B), (13, 0xC2B2AE35), (16, 0x7FEB352D))
