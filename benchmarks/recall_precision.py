@@ -23,7 +23,7 @@ from torch import Tensor
 from mergekit_yoyo.algorithm.options import Options
 from mergekit_yoyo.algorithm.packing import WHOLE, problems
 from mergekit_yoyo.algorithm.recall import Recall
-from mergekit_yoyo.algorithm.rounding import Output
+from mergekit_yoyo.algorithm.rounding import Destination
 from mergekit_yoyo.algorithm.spaces import LinearInputs
 from mergekit_yoyo.algorithm.span import span_of
 from mergekit_yoyo.algorithm.tolerances import FLOAT32_ENLARGED
@@ -56,7 +56,7 @@ def merged(tensors: list[Tensor], anchor: int | None, ridge: float, precision: s
     inputs = [problems(x, WHOLE) for x in tensors]
     out = torch.empty((1, *tensors[0].shape), dtype=torch.float64)
     span = span_of(inputs, center, anchor, options.eps, np.ones(len(inputs)))
-    Recall().merge(inputs, span, options, anchor, "linear", Output(out))
+    Recall().merge(inputs, span, options, anchor, "linear", Destination(out))
     return out[0]
 
 

@@ -19,6 +19,7 @@ from recall_reference import recall
 from tensors import fine_tunes, relative_error, same_bits
 
 from mergekit_yoyo import fuse
+from mergekit_yoyo.algorithm.rounding import random_bits, stochastic
 from mergekit_yoyo.algorithm.streaming import MIB, scratch_bytes
 from mergekit_yoyo.cli import main
 
@@ -73,13 +74,25 @@ def test_recall_takes_no_tf32():
         torch.set_float32_matmul_precision("highest")
 
 
+def test_a_gpu_draws_as_a_cpu_does():
+    seeds = torch.tensor([0, 1, -(2**31), 2**31 - 1], dtype=torch.int32)
+    for first in (0, 2**32 - 500):
+        drawn = random_bits(first, first + 1000, seeds.cuda())
+        assert torch.equal(drawn.cpu(), random_bits(first, first + 1000, seeds))
+    values = torch.randn((4, 1000), generator=torch.Generator().manual_seed(0)) / 1000
+    for dtype in (torch.bfloat16, torch.float16):
+        there = stochastic(values.cuda(), dtype, drawn)
+        assert torch.equal(there.cpu(), stochastic(values, dtype, drawn.cpu()))
+
+
+@pytest.mark.parametrize("rounding", ["nearest", "stochastic"])
 @pytest.mark.parametrize("center", ["geometric_median", "coordinate_median", "anchor"])
-def test_scratch(center):
+def test_scratch(center, rounding):
     shape, anchor = (8192, 12288), 0 if center == "anchor" else None
     tensors = [torch.randn(shape, device="cuda", dtype=torch.bfloat16) for _ in range(4)]
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
-    merged = fuse(tensors, center=center, anchor=anchor).tensor
+    merged = fuse(tensors, center=center, anchor=anchor, rounding=rounding).tensor
     peak = torch.cuda.max_memory_allocated() - before - merged.nbytes
     budget = scratch_bytes(merged.device)
     assert 0.5 * budget < peak < budget + 32 * MIB

@@ -15,7 +15,7 @@ from mergekit_yoyo.algorithm.options import Options
 from mergekit_yoyo.algorithm.packing import WHOLE, Packing, problems
 from mergekit_yoyo.algorithm.precision import whole_float32, working_dtype
 from mergekit_yoyo.algorithm.recall import Recall
-from mergekit_yoyo.algorithm.rounding import Output
+from mergekit_yoyo.algorithm.rounding import Destination
 from mergekit_yoyo.algorithm.spaces import LinearInputs
 from mergekit_yoyo.algorithm.span import span_of
 from mergekit_yoyo.algorithm.tolerances import FLOAT32_ENLARGED
@@ -56,7 +56,9 @@ def move_of(tensors, kind="auto", *, packing=WHOLE, anchor=None, center=None, **
     inputs = [problems(x.to(on_device.used), packing) for x in tensors]
     merge = torch.empty(tensors[0].shape, dtype=torch.float64, device=on_device.used)
     span = span_of(inputs, center, anchor, options.eps, np.ones(len(inputs)))
-    details = Recall().merge(inputs, span, options, anchor, kind, Output(problems(merge, packing)))
+    details = Recall().merge(
+        inputs, span, options, anchor, kind, Destination(problems(merge, packing))
+    )
     return merge.cpu(), on_device.brought_back(details)
 
 
@@ -268,7 +270,7 @@ def test_single_precision_is_hidden_by_the_rounding(kind, size, rank, ridge, dty
         merge = torch.empty((1, *size), dtype=torch.float64)  # not rounded
         inputs = [problems(x, WHOLE) for x in tensors]
         span = span_of(inputs, center, anchor, options.eps, np.ones(len(inputs)))
-        Recall().merge(inputs, span, options, anchor, kind, Output(merge))
+        Recall().merge(inputs, span, options, anchor, kind, Destination(merge))
         expected = recall(arrays(tensors), kind, anchor=anchor, ridge=ridge).merge
         step = torch.finfo(dtype).eps / 2 * np.maximum(abs(expected), (expected**2).mean() ** 0.5)
         error = (abs(merge[0].numpy() - expected) / step).max()

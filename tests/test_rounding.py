@@ -56,7 +56,7 @@ def test_the_sample_is_of_all_columns():
     exact = torch.randn((1, 512, 512), generator=torch.Generator().manual_seed(0))
     exact[:, :, 0] = 1.0
     written = rounding.Rounding(
-        rounding.Output(out := torch.empty_like(exact, dtype=torch.bfloat16))
+        rounding.Destination(out := torch.empty_like(exact, dtype=torch.bfloat16))
     )
     for start in range(0, 512, 128):
         part = (slice(None), slice(start, start + 128))
@@ -120,3 +120,9 @@ def test_the_report_says_it(tmp_path):
         f"Rounding to bfloat16 moved the merge by {moved:.2f} % (RMS); its inputs lie {away:.2f} % "
         "from their center, and less than it moved in 1 of 3 tensors."
     )
+    told[0] = told[0].model_copy(update={"parameters": {"rounding": "stochastic"}})
+    mixed = summarize(read_record(write_record(tmp_path / "mixed.jsonl", header(models), told)))
+    nearest, drawn = mixed.rounding.split(" Rounding (stochastic) to bfloat16 moved the merge by ")
+    assert nearest.endswith("less than it moved in 1 of 2 tensors.")
+    assert drawn.startswith("0.10 % (RMS)")
+    assert drawn.endswith("it favors no direction.")

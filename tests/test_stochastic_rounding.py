@@ -128,7 +128,7 @@ def literal_bits(name, problem, element):
 @pytest.mark.parametrize("first", [0, 2**31 - 5, 2**32 - 5, 2**33 + 1])
 def test_what_is_drawn_is_what_is_documented(first):
     """Far out in huge tensors too; that a machine or a release draws alike rests on this."""
-    out = rounding.Output.of(torch.empty(3, 4, dtype=torch.bfloat16), "stochastic", "a.weight")
+    out = rounding.Destination.of(torch.empty(3, 4, dtype=torch.bfloat16), "stochastic", "a.weight")
     drawn = rounding.random_bits(first, first + 40, out.seeds)
     expected = [[literal_bits("a.weight", p, first + n) for n in range(40)] for p in range(3)]
     assert drawn.tolist() == expected
@@ -136,7 +136,9 @@ def test_what_is_drawn_is_what_is_documented(first):
 
 @cache
 def long_draw():
-    seeds = rounding.Output.of(torch.empty(2, 1, dtype=torch.bfloat16), "stochastic", "x").seeds
+    seeds = rounding.Destination.of(
+        torch.empty(2, 1, dtype=torch.bfloat16), "stochastic", "x"
+    ).seeds
     return rounding.random_bits(0, 2**21, seeds).numpy()
 
 
@@ -170,6 +172,13 @@ def test_tiles_threads_and_strides_draw_alike(center, strided, monkeypatch):
     monkeypatch.setattr(streaming, "scratch_bytes", lambda device: 1)
     monkeypatch.setattr(rounding, "DRAWN_AT_ONCE", 7)
     assert torch.equal(fuse(packed, **options).tensor, whole)
+    monkeypatch.undo()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads % 2 + 1)
+    try:
+        assert torch.equal(fuse(packed, **options).tensor, whole)
+    finally:
+        torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("kind", ["linear", "transposed", "embedding"])
@@ -184,6 +193,27 @@ def test_groups_of_experts_and_blocks_of_rows_draw_alike(kind, monkeypatch):
     monkeypatch.setattr(spaces, "MATRICES_BYTES", 1)
     monkeypatch.setattr(spaces, "scratch_bytes", lambda device: 50_000)
     assert (fuse(packed, **options).tensor != whole).double().mean() < 1e-3
+
+
+def test_small_numbers_of_float16_need_no_denormals_of_float32():
+    """A library that was built with -ffast-math has them taken for zero."""
+    tensors = [x * 1e-3 for x in halves(3, (40, 50), torch.float16)]
+    whole = fuse(tensors, rounding="stochastic").tensor
+    assert torch.set_flush_denormal(True)
+    try:
+        flushed = fuse(tensors, rounding="stochastic").tensor
+    finally:
+        torch.set_flush_denormal(False)
+    assert (whole.abs() < torch.finfo(torch.float16).tiny).double().mean() > 0.9
+    assert same_bits(flushed, whole)
+
+
+def test_tensors_of_one_seed_draw_alike():
+    tensors = halves(3, (20, 30))
+    first, second = (
+        fuse(tensors, rounding="stochastic", name=name, seed="vocabulary").tensor for name in "ab"
+    )
+    assert torch.equal(first, second)
 
 
 def test_no_two_experts_or_tensors_draw_alike():
@@ -280,7 +310,32 @@ def test_where_it_does_nothing_inspect_says_so(dtypes, idle, place):
 
 @pytest.mark.slow
 def test_where_it_does_nothing_the_merge_says_so(place):
-    text = recipe([f"./{x}" for x in ABC], "dtype: float32", rounding="stochastic")
+    """Once; and what is done in the one tensor that a filter leaves to nearest, the report."""
+    rule = [{"filter": "up_proj", "value": "nearest"}, {"value": "stochastic"}]
+    text = recipe([f"./{x}" for x in ABC], "dtype: float32", rounding=rule, report="./idle.jsonl")
     done = mergekit("yaml", text, place / "idle", cwd=place)
     assert not done.returncode, done.stderr
     assert done.stderr.count(FLOAT32) == 1
+    assert summarize(read_record(place / "idle.jsonl")).rounding == ""
+
+
+@pytest.mark.slow
+def test_a_head_that_is_stored_beside_its_twin_stays_its_twin(place):
+    """Some tied models store both; loaders untie them where they differ."""
+    names = ("model.embed_tokens.weight", "lm_head.weight")
+    for seed, name in enumerate(ABC):
+        fine_tune(
+            place / "base",
+            place / f"tied-{name}",
+            seed + 9,
+            change=lambda tensors: tensors | {names[1]: tensors[names[0]].clone()},
+            config={"tie_word_embeddings": True},
+        )
+    file = place / "tied.yml"
+    file.write_text(recipe([str(place / f"tied-{x}") for x in ABC], rounding="stochastic"))
+    status, said = merge(file, place / "tied")
+    assert not status, said
+    merged = tensors_of(place / "tied")
+    inputs = [tensors_of(place / f"tied-{x}")[names[0]] for x in ABC]
+    assert torch.equal(*(merged[name] for name in names))
+    assert not torch.equal(merged[names[0]], fuse(inputs).tensor)  # they were drawn

@@ -29,7 +29,7 @@ from transformers.utils import logging as transformers_logging
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from pages import show, write_option
 
-from mergekit_yoyo.algorithm.rounding import Output, Rounding
+from mergekit_yoyo.algorithm.rounding import Destination, Rounding
 
 DRAWS = 3
 RIDGE = 0.1  # beside moments whose mean eigenvalue is 1
@@ -51,7 +51,7 @@ def stochastic(merge: Weights, draw: int) -> Weights:
     found = {}
     for name, weight in merge.items():
         found[name] = torch.empty_like(weight, dtype=torch.bfloat16)
-        out = Output.of(found[name][None], "stochastic", f"{name}, draw {draw}")
+        out = Destination.of(found[name][None], "stochastic", f"{name}, draw {draw}")
         Rounding(out).write((slice(None),), weight[None])
     return found
 

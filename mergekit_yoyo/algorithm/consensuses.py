@@ -14,7 +14,7 @@ from torch import Tensor
 from mergekit_yoyo.algorithm.options import Options, TensorKind, declared
 from mergekit_yoyo.algorithm.recall import Recall
 from mergekit_yoyo.algorithm.result import Details
-from mergekit_yoyo.algorithm.rounding import Output
+from mergekit_yoyo.algorithm.rounding import Destination
 from mergekit_yoyo.algorithm.span import Span
 from mergekit_yoyo.algorithm.tukey import Tukey
 
@@ -39,7 +39,7 @@ class Consensus(Protocol):
         options: Options,
         anchor: int | None,
         kind: TensorKind,
-        out: Output | None,
+        out: Destination | None,
     ) -> Details:
         """The steps after the third, for B problems [B, ...], written to `out` unless it is None.
 

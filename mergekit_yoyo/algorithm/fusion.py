@@ -38,7 +38,7 @@ from mergekit_yoyo.algorithm.inputs import (
 from mergekit_yoyo.algorithm.options import Choice, TensorKind, declared, options_of
 from mergekit_yoyo.algorithm.packing import WHOLE, Packing, packing_for, problems
 from mergekit_yoyo.algorithm.result import FusionResult
-from mergekit_yoyo.algorithm.rounding import Output
+from mergekit_yoyo.algorithm.rounding import Destination
 from mergekit_yoyo.algorithm.span import span_of
 from mergekit_yoyo.algorithm.tolerances import NO_RESIDUAL
 from mergekit_yoyo.errors import YoyoError
@@ -53,6 +53,7 @@ def fuse(
     base: int | None = None,
     kind: TensorKind = "auto",
     name: str = "tensor",
+    seed: str | None = None,
     labels: Sequence[str] | None = None,
     dry_run: bool = False,
     **options: Any,
@@ -72,8 +73,8 @@ def fuse(
         [outputs, inputs, ...], `transposed` [inputs, outputs] (GPT-2's Conv1D), `embedding` [rows,
         width], `vector`. `auto` is `vector` for one axis and `linear` for more: an embedding must
         be called one.
-    name, labels: the tensor's and the inputs' names in error messages. What stochastic rounding
-        draws depends on the tensor's name.
+    name, labels: the tensor's and the inputs' names in error messages.
+    seed: of stochastic rounding, any word; the name without. Tensors of one seed draw alike.
     dry_run: only find out what the merge would do; the tensor of the result is the first input.
     options: those of `Options`, by name: consensus, center, rescale, tukey_c and so on. `experts`
         takes a `Packing` too: `separate` merges each slice of the first axis on its own, and gate
@@ -109,7 +110,9 @@ def fuse(
     merge, out = tensors[0], None
     if not dry_run:
         merge = torch.empty(merge.shape, dtype=dtype, device=merge.device)
-        out = Output.of(problems(merge, packing), settled.rounding, name)
+        out = Destination.of(
+            problems(merge, packing), settled.rounding, name if seed is None else seed
+        )
 
     # steps 1 to 3: RMS, center, residuals
     span = span_of(inputs, settled.center, anchor, settled.eps, priors)

@@ -35,7 +35,7 @@ from mergekit_yoyo.algorithm.options import Options, TensorKind
 from mergekit_yoyo.algorithm.precision import whole_float32
 from mergekit_yoyo.algorithm.result import Details
 from mergekit_yoyo.algorithm.robust import Array, mad_scale, tukey_weights, weighted_median
-from mergekit_yoyo.algorithm.rounding import Output, Rounding
+from mergekit_yoyo.algorithm.rounding import Destination, Rounding
 from mergekit_yoyo.algorithm.spaces import Space, Weighing, layer_inputs, spaces_of
 from mergekit_yoyo.algorithm.span import Span
 from mergekit_yoyo.algorithm.tolerances import (
@@ -77,7 +77,7 @@ class Recall:
         options: Options,
         anchor: int | None,
         kind: TensorKind,
-        out: Output | None,
+        out: Destination | None,
     ) -> Details:
         """Steps 1 to 4 for B problems [B, ...], written to `out` unless it is None.
 
@@ -155,7 +155,7 @@ class Recall:
         return nothing & ~self.identical(details, anchor) & (anchor is None)
 
 
-def _merge_in(space: Space, out: Output | None) -> tuple[Tensor, Tensor, Tensor]:
+def _merge_in(space: Space, out: Destination | None) -> tuple[Tensor, Tensor, Tensor]:
     """Steps 2 to 4 for the problems of a space, a block of rows at a time.
 
     Gives tensors on the device, which need not be waited for: [B, K], how much of its own residual

@@ -3,10 +3,10 @@
 The only place that knows the merge before it is rounded is the one that writes it: each pass that
 does writes through a `Rounding`, which compares a sample of what it was given with what was kept.
 
-To nearest, the many small moves of a merge that are below half a step are lost. Stochastic rounding
-takes one of the two neighbors, each as likely as it is near, so that the mean is right. What it
-draws is a hash of the tensor's name and of the element's place: the same in every run, whatever the
-order of the tensors, the number of threads or workers, and the device.
+To nearest, moves of less than half a step are lost. Stochastic rounding takes one of the two
+neighbors, each as likely as it is near: single elements are off by more, but not to one side. What
+it draws is a hash of a name and of the element's place: the same in every run, whatever the order
+of the tensors, the number of threads or workers, and the device.
 """
 
 from collections.abc import Iterator
@@ -23,14 +23,14 @@ from mergekit_yoyo.algorithm.tolerances import ROUNDING_SAMPLE
 
 DRAWN_BITS = 16  # as many as float32 has beyond bfloat16
 DRAWN_AT_ONCE = 2**16  # elements a thread, whose bits stay in cache
-DRAWN_ON_GPU = 2**22
+DRAWN_ON_GPU = 2**21
 # of 32 bits, with the multiplier that follows: those of MurmurHash3's finalizer, and one more
 # round, without which the pairs of neighbors are not even
 MIXING = ((16, 0x85EBCA6B), (13, 0xC2B2AE35), (16, 0x7FEB352D))
 
 
 @dataclass(frozen=True)
-class Output:
+class Destination:
     """Where the merge of B problems goes, and how it is rounded there.
 
     tensor: [B, ...], any dtype and strides. seeds: [B] int32 beside it, of stochastic rounding;
@@ -41,27 +41,29 @@ class Output:
     seeds: Tensor | None = None
 
     @classmethod
-    def of(cls, tensor: Tensor, rule: RoundingRule, name: str) -> "Output":
-        """rule: of the tensor of this name."""
+    def of(cls, tensor: Tensor, rule: RoundingRule, name: str) -> "Destination":
+        """rule: how. name: what is drawn depends on it."""
         if rule == "nearest" or tensor.dtype not in STEPS:
             return cls(tensor)
         seeds = [crc32(f"{name}/{problem}".encode()) for problem in range(len(tensor))]
         # as int32, which wraps: torch has no arithmetic of uint32
         return cls(tensor, torch.tensor(seeds).to(torch.int32).to(tensor.device))
 
-    def part(self, problems: slice) -> "Output":
+    def part(self, problems: slice) -> "Destination":
         """That of some of the problems."""
-        return Output(self.tensor[problems], None if self.seeds is None else self.seeds[problems])
+        return Destination(
+            self.tensor[problems], None if self.seeds is None else self.seeds[problems]
+        )
 
-    def through(self, view: Tensor) -> "Output":
+    def through(self, view: Tensor) -> "Destination":
         """The same through a view of its tensor [B, ...] with other axes."""
-        return Output(view, self.seeds)
+        return Destination(view, self.seeds)
 
 
 class Rounding:
     """Writes the merge of B problems, part by part, and measures what its dtype loses."""
 
-    def __init__(self, out: Output) -> None:
+    def __init__(self, out: Destination) -> None:
         self._out = out.tensor
         self._seeds = out.seeds
         # odd: else every sample would lie in the same few columns
@@ -114,15 +116,20 @@ def stochastic(exact: Tensor, dtype: torch.dtype, bits: Tensor) -> Tensor:
     """
     values, info = exact.float(), torch.finfo(dtype)
     beyond = 23 + round(log2(info.eps))  # bits of float32 that the dtype does not have
-    # float16 ends earlier than float32: with their least normal numbers in one place, the numbers
-    # of either are those whose last bits are zero, down to zero
-    to_float32 = torch.finfo(torch.float32).tiny / info.tiny
-    aligned = values if to_float32 == 1 else values * to_float32
-    raised = aligned.view(torch.int32) + (bits >> DRAWN_BITS - beyond)
-    kept = raised.bitwise_and_(-1 << beyond).view(torch.float32)
-    if to_float32 != 1:
-        kept = kept.div_(to_float32)
+    noise = bits >> DRAWN_BITS - beyond
+    if info.tiny == torch.finfo(torch.float32).tiny:
+        kept = _cut(values, noise, beyond)
+    else:
+        # float16: below its least normal number the steps are those above it
+        lift = torch.where(values.abs() < info.tiny, info.tiny, 0.0).copysign_(values)
+        kept = _cut(values + lift, noise, beyond).sub_(lift).copysign_(values)
     return torch.where(values.abs() < info.max, kept, values)
+
+
+def _cut(values: Tensor, noise: Tensor, beyond: int) -> Tensor:
+    """float32 without so many of its last bits, after noise in them: away from zero, or not."""
+    raised = values.view(torch.int32) + noise
+    return raised.bitwise_and_(-1 << beyond).view(torch.float32)
 
 
 def random_bits(start: int, stop: int, seeds: Tensor) -> Tensor:

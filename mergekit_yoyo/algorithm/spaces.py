@@ -20,7 +20,7 @@ from torch import Tensor
 from mergekit_yoyo.algorithm.options import Precision, TensorKind
 from mergekit_yoyo.algorithm.precision import working_dtype
 from mergekit_yoyo.algorithm.robust import Array
-from mergekit_yoyo.algorithm.rounding import Output
+from mergekit_yoyo.algorithm.rounding import Destination
 
 MIB = 2**20
 WIDE = 2  # inputs per output
@@ -92,8 +92,8 @@ def spaces_of(
     weighing: Weighing,
     kind: TensorKind,
     precision: Precision,
-    out: Output | None,
-) -> Iterator[tuple["Space", Output | None]]:
+    out: Destination | None,
+) -> Iterator[tuple["Space", Destination | None]]:
     """The problems of K tensors [B, ...] in groups that fit into memory, with their part of `out`.
 
     kind: what a problem is, see `fuse`.

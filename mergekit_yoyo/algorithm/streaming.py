@@ -24,7 +24,7 @@ from torch import Tensor
 
 from mergekit_yoyo.algorithm.center import median_network
 from mergekit_yoyo.algorithm.robust import Array
-from mergekit_yoyo.algorithm.rounding import Output, Rounding
+from mergekit_yoyo.algorithm.rounding import Destination, Rounding
 from mergekit_yoyo.algorithm.tolerances import HALF_OF_WEIGHT
 
 BLOCK = 1024  # elements in one matrix product; many of them make a batch
@@ -174,7 +174,7 @@ def median_gram(tensors: Sequence[Tensor], factors: Tensor, priors: Array) -> Te
     return gram
 
 
-def weighted_sum(tensors: Sequence[Tensor], weights: Array, out: Output) -> Tensor:
+def weighted_sum(tensors: Sequence[Tensor], weights: Array, out: Destination) -> Tensor:
     """Write sum_k weights_k x_k to `out`, added in float32 (see `_adding_dtype`), rounded once.
 
     weights: [B, K] on the host. Gives what rounding lost, [B] (`Rounding.lost`).
@@ -201,7 +201,7 @@ def weighted_median_sum(
     center_weight: Array,
     weights: Array,
     priors: Array,
-    out: Output,
+    out: Destination,
 ) -> Tensor:
     """Write center_weight m + sum_k weights_k x_k to `out`, m as in `median_gram`.
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from mergekit_yoyo.algorithm.options import Options, RankRule, TensorKind
 from mergekit_yoyo.algorithm.result import Details
 from mergekit_yoyo.algorithm.robust import Array, average, mad_scale, tukey_weights, welsch_weights
-from mergekit_yoyo.algorithm.rounding import Output, Rounding
+from mergekit_yoyo.algorithm.rounding import Destination, Rounding
 from mergekit_yoyo.algorithm.span import Span
 from mergekit_yoyo.algorithm.streaming import weighted_median_sum, weighted_sum
 from mergekit_yoyo.algorithm.tolerances import NO_RESIDUAL, ROUND_OFF
@@ -48,7 +48,7 @@ class Tukey:
         options: Options,
         anchor: int | None,
         kind: TensorKind,
-        out: Output | None,
+        out: Destination | None,
     ) -> Details:
         """Steps 4 to 9 for B problems [B, ...], written to `out` unless it is None."""
         # steps 4 to 7: y' = m + sum_k update_k R_k
@@ -198,7 +198,7 @@ def rank_of(singular: Array, rule: RankRule, size: int) -> NDArray[np.int64]:
 
 
 def restore(
-    tensors: Sequence[Tensor], span: Span, update: Array, options: Options, out: Output | None
+    tensors: Sequence[Tensor], span: Span, update: Array, options: Options, out: Destination | None
 ) -> tuple[Array, Tensor | None]:
     """Steps 8 and 9: y' = m + sum_k update_k R_k with the RMS and the norm of the inputs, written
     to `out` unless it is None.
@@ -228,7 +228,7 @@ def restore(
 
 
 def restore_boosted(
-    tensors: Sequence[Tensor], span: Span, update: Array, options: Options, out: Output | None
+    tensors: Sequence[Tensor], span: Span, update: Array, options: Options, out: Destination | None
 ) -> tuple[Array, Tensor | None]:
     """Steps 8 and 9 with the singular values of each update, as a matrix, set to the largest.
 
@@ -270,7 +270,7 @@ def _combine(
     """center m + sum_k factor_k x_k for some problems; center: [B], factor: [B, K]."""
     scale = span.unit_scale[part]
     if span.around_median:
-        weighted_median_sum(tensors, scale, center, factor, span.priors, Output(out))
+        weighted_median_sum(tensors, scale, center, factor, span.priors, Destination(out))
     else:
         of_center = center[:, None] * span.center_weights[part] * scale
-        weighted_sum(tensors, of_center + factor, Output(out))
+        weighted_sum(tensors, of_center + factor, Destination(out))

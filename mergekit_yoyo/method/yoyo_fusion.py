@@ -101,10 +101,11 @@ class YoyoFusion(GroupMergeMethod):  # type: ignore[misc]  # mergekit is not typ
         entries = [group.entries[k] for k in kept] or list(group.entries)
         labels = [f"input {e.id}" if isinstance(e.id, int) else str(e.id) for e in entries]
         shared = {key: value for key, value in parameters.items() if key != "weight"}
+        of_vocabulary = group.metadata.vocabulary_axis is not None
         packing = packing_of(group, options.pop("experts"))
         if options["consensus"] == "recall":
             options["kind"], packing = kind_of(group, packing)
-        elif group.metadata.vocabulary_axis is not None:
+        elif of_vocabulary:
             options["kind"] = "embedding"  # or the head
         base = next((k for k, entry in enumerate(entries) if entry.is_base), None)
         anchor = None
@@ -124,6 +125,8 @@ class YoyoFusion(GroupMergeMethod):  # type: ignore[misc]  # mergekit is not typ
             base=base,
             experts=packing,
             name=name,
+            # embedding and head may be one tensor, stored twice
+            seed="vocabulary" if of_vocabulary else None,
             labels=labels,
             dry_run=dry_run,
             **options,

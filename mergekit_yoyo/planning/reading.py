@@ -5,7 +5,7 @@ of its config only. Here `model.sources` answers for the whole class at once, pa
 """
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, reduce
 from pathlib import Path
 from threading import Lock
@@ -291,12 +291,12 @@ def gathered_weights(task: Any) -> Mapping[ModelReference, WeightInfo] | None:
     return None if weights is None else dict(weights.items())
 
 
-def merged_dtype(task: Any, inputs: Iterable[TensorInfo]) -> torch.dtype:
+def merged_dtype(task: Any, inputs: Sequence[TensorInfo]) -> torch.dtype:
     """The dtype that a task merges in: mergekit casts on loading, and then the widest of the
     inputs decides. inputs: what headers say of them, one at least."""
     loaded = task.output_weight.force_dtype or getattr(_gathering(task), "dtype", None)
     dtype: torch.dtype | None = dtype_from_name(loaded)
-    return dtype or reduce(torch.promote_types, (info.dtype for info in inputs))
+    return dtype or reduce(torch.promote_types, [info.dtype for info in inputs])
 
 
 def _gathering(task: Any) -> Any:

@@ -55,23 +55,31 @@ def rounding_said(tensors: Sequence[TensorStatistics], rule: str) -> str:
     """What writing the merge in half precision changed, beside what the inputs differ by; empty
     where nothing is known of it.
 
-    rule: how it was rounded, the option `rounding` of the merge.
+    rule: how, by the header of the record; a tensor's own parameters come first.
     """
-    known = [tensor for tensor in tensors if not np.isnan(tensor.rounding)]
-    if not known:
-        return ""
+    rounded: dict[str, list[TensorStatistics]] = {}
+    for tensor in tensors:
+        if not np.isnan(tensor.rounding):
+            how = tensor.line.parameters.get("rounding", rule)
+            rounded.setdefault(str(how), []).append(tensor)
+    return " ".join(_rounded(known, how) for how, known in sorted(rounded.items()))
+
+
+def _rounded(known: Sequence[TensorStatistics], rule: str) -> str:
 
     def over(value: Callable[[TensorStatistics], float]) -> str:
         shares: Array = over_elements(known, lambda t: np.array(value(t)), (), rms)
         return percent(float(shares))
 
-    more = sum(0 < tensor.disagreement < tensor.rounding for tensor in known)
     how = "Rounding" if rule == "nearest" else f"Rounding ({rule})"
     dtypes = " and ".join(sorted({tensor.line.dtype for tensor in known}))
     said = (
         f"{how} to {dtypes} moved the merge by {over(lambda t: t.rounding)} (RMS); its inputs lie "
         f"{over(lambda t: t.disagreement)} from their center"
     )
+    if rule != "nearest":
+        return f"{said}, and it favors no direction."
+    more = sum(0 < tensor.disagreement < tensor.rounding for tensor in known)
     return said + (
         f", and less than it moved in {more:,} of {len(known):,} tensors." if more else "."
     )

@@ -93,7 +93,6 @@ def summarize(record: Record) -> Summary:
     tensors = statistics_of(record.tensors, names)
     merged = [tensor for tensor in tensors if tensor.problems]
     models = _models(merged, names)
-    parameters = _parameters(record)
     return Summary(
         record=record,
         tensors=tensors,
@@ -104,8 +103,8 @@ def summarize(record: Record) -> Summary:
         contested=sorted(merged, key=lambda t: -np.nan_to_num(t.disagreement)),
         passed=len(tensors) - len(merged),
         recall=recall_said(merged),
-        rounding=rounding_said(merged, parameters.get("rounding", "nearest")),
-        parameters=parameters,
+        rounding=rounding_said(merged, str(record.header.parameters.get("rounding", "nearest"))),
+        parameters=_parameters(record),
         warnings=_warnings(record, merged, models),
     )
 

@@ -73,6 +73,8 @@ def comparison_verdict(comparison: RecordComparison) -> str:
         found.append(
             f"{_listed(lengths)} decides how large the merged tensors are, which no record holds"
         )
+    if any(o.name == "rounding" for o in comparison.options):
+        found.append("rounding decides the last bits of the merged tensors")
     return f"{made}: {'; '.join(found)}."
 
 

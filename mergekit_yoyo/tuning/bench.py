@@ -57,7 +57,7 @@ class Parts:
         data = recipe.with_setting(setting)
         data = {**data, "dtype": "float32"}
         data.pop("out_dtype", None)
-        return self.as_it_stands(data, _without_report)
+        return self.as_it_stands(data, _unrounded)
 
     def as_it_stands(
         self, data: dict[str, Any], change: Callable[[dict[str, Any]], dict[str, Any]]
@@ -82,10 +82,16 @@ class Parts:
             del self._used[folder]
 
 
-def _without_report(data: dict[str, Any]) -> dict[str, Any]:
+def _without_report(data: dict[str, Any], *others: str) -> dict[str, Any]:
     """The record of the merge is that of the user's own."""
-    parameters = {k: v for k, v in (data.get("parameters") or {}).items() if k != "report"}
+    given = data.get("parameters") or {}
+    parameters = {k: v for k, v in given.items() if k not in ("report", *others)}
     return {**data, "parameters": parameters} if parameters else _but(data, "parameters")
+
+
+def _unrounded(data: dict[str, Any]) -> dict[str, Any]:
+    """Of a part of a sum, which is rounded after it."""
+    return _without_report(data, "rounding")
 
 
 def _but(data: dict[str, Any], key: str) -> dict[str, Any]:
@@ -149,7 +155,7 @@ class Bench:
         self.read = 0
 
     def candidate(self, recipe: Recipe, setting: Setting, *, reports: bool = False) -> Measured:
-        """A merge as the weighted sum that it is, rounded as it would be published."""
+        """A merge as the weighted sum that it is, to nearest in the dtype that it would have."""
         key = _key(recipe.with_setting(setting), "reports" if reports else "chooses")
         known = self._journal.get(key)
         if known is None:
