@@ -22,7 +22,15 @@ def test_the_registered_method_is_ours() -> None:
     assert get("yoyo_fusion") is METHOD
     assert {parameter.name for parameter in METHOD.spec.parameters} == {
         *("center", "rescale", "mad_median", "tukey_c", "max_scale", "eps", "experts", "report"),
-        *("consensus", "ridge", "recall_prior", "recall_strength", "recall_precision", "weight"),
+        *(
+            "consensus",
+            "ridge",
+            "recall_prior",
+            "recall_strength",
+            "recall_precision",
+            "weight",
+            "rounding",
+        ),
         *("weight_function", "welsch_c", "deviations", "rank_by", "scale_by", "matrix_boost"),
         "sign_alignment",
     }
