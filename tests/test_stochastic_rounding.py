@@ -33,6 +33,14 @@ def arrays(tensors):
     return [x.double().numpy() for x in tensors]
 
 
+def drawn(tensors, **options):
+    """[N, ...] merges, each with a draw of its own."""
+    names = (f"draw {n}" for n in range(DRAWS))
+    return torch.stack(
+        [fuse(tensors, rounding="stochastic", name=name, **options).tensor for name in names]
+    )
+
+
 def neighbors(exact, dtype):
     """The numbers of the dtype at and below, and at and above float64 ones, and how far up from
     the lower to the upper, 0 to 1."""
@@ -61,32 +69,20 @@ def check_odds(draws, exact, dtype):
 def test_either_neighbor_as_often_as_it_is_near(center, dtype):
     tensors = halves(3, (10, 12), dtype)
     options = {"center": center, "anchor": 0 if center == "anchor" else None}
-    draws = [
-        fuse(tensors, rounding="stochastic", name=f"draw {n}", **options).tensor
-        for n in range(DRAWS)
-    ]
-    check_odds(torch.stack(draws), yoyo_fusion(arrays(tensors), **options).merge, dtype)
+    check_odds(drawn(tensors, **options), yoyo_fusion(arrays(tensors), **options).merge, dtype)
 
 
 @pytest.mark.parametrize("kind", ["linear", "transposed", "embedding", "vector"])
 def test_recall_too(kind):
     tensors = halves(4, (6, 9) if kind != "vector" else (40,))
     options = {"consensus": "recall", "kind": kind, "recall_precision": "float64"}
-    draws = [
-        fuse(tensors, rounding="stochastic", name=f"draw {n}", **options).tensor
-        for n in range(DRAWS)
-    ]
-    check_odds(torch.stack(draws), recall(arrays(tensors), kind).merge, torch.bfloat16)
+    check_odds(drawn(tensors, **options), recall(arrays(tensors), kind).merge, torch.bfloat16)
 
 
 def test_boosted_updates_too():
     tensors = halves(3, (8, 10))
     exact = fuse([x.double() for x in tensors], matrix_boost=True).tensor.numpy()
-    draws = [
-        fuse(tensors, rounding="stochastic", name=f"draw {n}", matrix_boost=True).tensor
-        for n in range(DRAWS)
-    ]
-    check_odds(torch.stack(draws), exact, torch.bfloat16)
+    check_odds(drawn(tensors, matrix_boost=True), exact, torch.bfloat16)
 
 
 @pytest.mark.parametrize("dtype", list(BITS))
@@ -107,8 +103,8 @@ def test_near_zero_and_at_the_ends(dtype):
     assert same_bits(rounding.stochastic(zeros, dtype, bits[0, :1, :2]), zeros)
     # beyond the largest number chance would make infinity of what is finite to nearest
     beyond = torch.full((1, 4096), info.max * (1 + info.eps / 8))
-    drawn = rounding.stochastic(beyond, dtype, bits.flatten()[None, :4096])
-    assert torch.equal(drawn.to(dtype), beyond.to(dtype))
+    written = rounding.stochastic(beyond, dtype, bits.flatten()[None, :4096])
+    assert torch.equal(written.to(dtype), beyond.to(dtype))
 
 
 def literal_bits(name, problem, element):
@@ -130,9 +126,9 @@ def literal_bits(name, problem, element):
 def test_what_is_drawn_is_what_is_documented(first):
     """Far out in huge tensors too; that a machine or a release draws alike rests on this."""
     out = rounding.Destination.of(torch.empty(3, 4, dtype=torch.bfloat16), "stochastic", "a.weight")
-    drawn = rounding.random_bits(first, first + 40, out.seeds)
+    found = rounding.random_bits(first, first + 40, out.seeds)
     expected = [[literal_bits("a.weight", p, first + n) for n in range(40)] for p in range(3)]
-    assert drawn.tolist() == expected
+    assert found.tolist() == expected
 
 
 @cache
@@ -222,9 +218,9 @@ def test_no_two_experts_or_tensors_draw_alike():
     packed = [x.expand(4, -1, -1).contiguous() for x in one]
     merged = fuse(packed, experts="separate", rounding="stochastic").tensor
     other = fuse(one, rounding="stochastic", name="another").tensor
-    drawn = [*merged, other]
-    for n, x in enumerate(drawn):
-        for y in drawn[:n]:
+    each = [*merged, other]
+    for n, x in enumerate(each):
+        for y in each[:n]:
             # two draws of one number differ with odds of 2 p (1 - p), a third on average
             assert 0.2 < (x != y).double().mean() < 0.45
 

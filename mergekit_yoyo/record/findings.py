@@ -66,6 +66,7 @@ def rounding_said(tensors: Sequence[TensorStatistics], rule: str) -> str:
 
 
 def _rounded(known: Sequence[TensorStatistics], rule: str) -> str:
+    """The same of tensors that were all rounded by one rule."""
 
     def over(value: Callable[[TensorStatistics], float]) -> str:
         shares: Array = over_elements(known, lambda t: np.array(value(t)), (), rms)
